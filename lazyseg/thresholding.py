@@ -5,11 +5,14 @@
 # %% auto #0
 __all__ = ['MODES', 'PAPER_BAND', 'score_films', 'paper_map', 'paper_band', 'OperatingPoint', 'grow', 'drop_small',
            'threshold_for_marked_area', 'count_above', 'dice_from_areas', 'few_films', 'score_steps',
-           'threshold_for_dice', 'threshold_otsu_above_healthy', 'estimate_dice', 'threshold_for_estimated_dice']
+           'threshold_for_dice', 'threshold_otsu_above_healthy', 'estimate_dice', 'threshold_for_estimated_dice',
+           'Calibration', 'calibrate', 'describe_mask', 'threshold_figure', 'threshold_slider']
 
 # %% ../nbs/04_thresholding.ipynb #3a2c23e6
+import io
 from dataclasses import asdict, dataclass, field, replace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy import ndimage
@@ -280,3 +283,104 @@ def threshold_for_estimated_dice(scores_healthy, # (N,H,W) scores of held-out he
                            films=len(scores_healthy)+len(scores_diseased), chosen_on=frozenset(patients))
     steps, dice, _ = estimate_dice(point.smooth(scores_healthy), point.smooth(scores_diseased))
     return replace(point, threshold=float(steps[dice.argmax()]))
+
+# %% ../nbs/04_thresholding.ipynb #1e82bd79
+@dataclass
+class Calibration:
+    "What healthy films score at each place."
+    mean: np.ndarray # (H,W)
+    spread: np.ndarray # (H,W), larger than 0
+
+    def __call__(self, scores): # (...,H,W) -> (...,H,W) float32, not negative
+        "Scores as spreads above the healthy mean of their place; what is below the mean is 0."
+        return np.maximum((np.asarray(scores, np.float32)-self.mean)/self.spread, 0).astype(np.float32)
+
+def calibrate(scores_healthy, # (N,H,W) scores of held-out healthy films
+              blur:float=2., # films do not lie alike to the pixel: statistics are blurred by so many pixels
+             ) -> Calibration:
+    "Mean and spread of the healthy score at each place: image labels alone."
+    scores = np.asarray(scores_healthy, np.float64)
+    if len(scores) < 2: raise LazysegError(f"{len(scores)} healthy films cannot show a spread; give at least two, better fifty.")
+    mean, square = (ndimage.gaussian_filter(a.mean(0), blur) for a in (scores, scores**2))
+    spread = np.sqrt(np.maximum(square-mean**2, 0))
+    floor = max(.1*spread.mean(), 1e-6) # where healthy films never score, one faint pixel must not count as infinitely rare
+    return Calibration(mean.astype(np.float32), np.maximum(spread, floor).astype(np.float32))
+
+# %% ../nbs/04_thresholding.ipynb #2ac4942c
+def _outline(ax, mask, colour): # the border of a mask, if it has one
+    if mask is not None and np.any(mask) and not np.all(mask): ax.contour(mask, [.5], colors=colour, linewidths=1.2)
+
+def _threshold_curve(ax, smooth, truth, point): # Dice (with truth) and marked area against the threshold
+    steps = np.linspace(0, float(smooth.max()) or 1., 100)
+    masks = np.stack([replace(point, threshold=float(t)).cut(smooth[None])[0] for t in steps])
+    ax.plot(steps, masks.mean((1,2)), color='0.5', label='marked')
+    if truth is not None and truth.any():
+        hit = (masks & truth).sum((1,2))
+        ax.plot(steps, dice_from_areas(hit, masks.sum((1,2)), truth.sum()), color='#56B4E9', label='Dice')
+    ax.axvline(point.threshold, color='#E69F00', linewidth=1.5)
+    ax.set(xlabel='threshold', ylim=(0, 1))
+    ax.legend(frameon=False, fontsize=7, loc='upper right')
+
+def describe_mask(mask, # (H,W) bool
+                  truth=None, # (H,W) bool
+                 ) -> str: # 'Dice 0.71, marked 5.2% of the film, truth 6.0%'
+    "One line on a mask."
+    mask, marked = np.asarray(mask, bool), f"marked {100*np.mean(mask):.1f}% of the film"
+    if truth is None: return marked
+    truth = np.asarray(truth, bool)
+    if not truth.any(): return f"{marked}, which is healthy"
+    return f"Dice {float(dice_from_areas((mask & truth).sum(), mask.sum(), truth.sum())):.2f}, {marked}, truth {100*truth.mean():.1f}%"
+
+# %% ../nbs/04_thresholding.ipynb #189cde19
+def threshold_figure(film, # (H,W) uint8, or float in 0..1
+                     map, # (H,W) scores
+                     truth=None, # (H,W) bool
+                     point:OperatingPoint=None, # None starts in the middle of the map's range
+                     highest:float=None, # top of the map's colours; None is its largest score
+                    ): # matplotlib Figure
+    "Film and truth (blue), map, what is marked (orange), and Dice and marked area against the threshold."
+    film, map, truth = np.asarray(film), np.asarray(map, np.float32), None if truth is None else np.asarray(truth).astype(bool)
+    point = point or OperatingPoint(float(map.max())/2)
+    smooth, top = point.smooth(map[None])[0], 255 if film.dtype == np.uint8 else 1
+    mask = point.cut(smooth[None])[0]
+    fig, axes = plt.subplots(1, 4, figsize=(9, 2.5), width_ratios=(1, 1.2, 1, 1.2), layout='constrained')
+    for ax, title in zip(axes, ('film', 'map', 'marked', None)):
+        if title: ax.set_title(title, fontsize=9); ax.axis('off')
+    for ax in axes[[0, 2]]: ax.imshow(film, cmap='gray', vmin=0, vmax=top); _outline(ax, truth, '#56B4E9')
+    fig.colorbar(axes[1].imshow(smooth, cmap='magma', vmin=0, vmax=highest or float(map.max()) or 1.), ax=axes[1], shrink=.8)
+    _outline(axes[2], mask, '#E69F00')
+    _threshold_curve(axes[3], smooth, truth, point)
+    fig.suptitle(describe_mask(mask, truth), fontsize=9)
+    return fig
+
+# %% ../nbs/04_thresholding.ipynb #967e4c8b
+def threshold_slider(film, # (H,W) or (N,H,W) uint8, or float in 0..1
+                     map, # scores, the shape of `film`
+                     truth=None, # bool, the shape of `film`
+                     point:OperatingPoint=None, # where to start: its smoothing and cleaning stay
+                    ): # an ipywidgets box; its attribute `point` is the operating point that the slider stands at
+    "Move the threshold over film, map and mask, with Dice shown live. Needs ipywidgets."
+    try: import ipywidgets as widgets
+    except ImportError as e: raise LazysegError("The slider needs ipywidgets: pip install ipywidgets. `threshold_figure` does without.") from e
+    film, map, truth = (None if a is None else np.asarray(a) for a in (film, map, truth))
+    if film.ndim == 2: film, map, truth = film[None], map[None], None if truth is None else truth[None]
+    top = float(map.max()) or 1.
+    point = point or OperatingPoint(top/2)
+    threshold = widgets.FloatSlider(value=min(point.threshold, top), min=0, max=top, step=top/200, readout_format='.3f', description='threshold', layout=dict(width='60%'))
+    index = widgets.IntSlider(value=0, min=0, max=len(film)-1, description='film', layout=dict(width='60%', display=None if len(film) > 1 else 'none'))
+    text, picture = widgets.HTML(), widgets.Image(format='png')
+    box = widgets.VBox([threshold, index, text, picture])
+    def draw(_=None):
+        i, box.point = index.value, replace(point, threshold=threshold.value, rule='moved by hand')
+        outline = None if truth is None else truth[i]
+        text.value = describe_mask(box.point.mask(map[i]), outline)
+        picture.value = _png(threshold_figure(film[i], map[i], outline, box.point, top))
+    for control in (threshold, index): control.observe(draw, 'value')
+    draw()
+    return box
+
+def _png(fig): # the bytes of a figure, which is closed
+    with io.BytesIO() as out:
+        fig.savefig(out, format='png', dpi=80)
+        plt.close(fig)
+        return out.getvalue()
