@@ -10,7 +10,7 @@ __all__ = ['BASELINES', 'SIGNS', 'POOLS', 'Scorer', 'baseline', 'fit_empty', 'Lu
            'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice',
            'KeepBest', 'fit_unet']
 
-# %% ../nbs/06_baselines.ipynb #81d1d7c8
+# %% ../nbs/06_baselines.ipynb #7ca88be3
 import json, time
 from dataclasses import dataclass, field
 from functools import partial, wraps
@@ -35,7 +35,7 @@ from .data import Films
 from .evaluation import image_auroc
 from .thresholding import score_films
 
-# %% ../nbs/06_baselines.ipynb #2c70c9a3
+# %% ../nbs/06_baselines.ipynb #a3f3df52
 @dataclass
 class Scorer:
     "A trained method: films (B,1,H,W) float 0..1 to maps (B,H,W) float, not negative, larger is more diseased."
@@ -50,7 +50,7 @@ class Scorer:
     def __call__(self, films:Tensor) -> Tensor:
         with torch.no_grad(): return self.maps(films.to(self.device)).clamp(min=0)
 
-# %% ../nbs/06_baselines.ipynb #ae29ccf2
+# %% ../nbs/06_baselines.ipynb #ddcb3252
 BASELINES = {} # name -> function (films, seed=0, ...) -> Scorer
 
 def baseline(name:str, # the row of the table
@@ -68,13 +68,13 @@ def baseline(name:str, # the row of the table
         return timed
     return enter
 
-# %% ../nbs/06_baselines.ipynb #25f71d7f
+# %% ../nbs/06_baselines.ipynb #4a1e2b64
 @baseline('empty mask')
 def fit_empty(films:Films=None, seed:int=0) -> Scorer:
     "Says of every pixel that it is healthy."
     return Scorer(lambda x: torch.zeros_like(x[:,0]))
 
-# %% ../nbs/06_baselines.ipynb #f8c90747
+# %% ../nbs/06_baselines.ipynb #e8125350
 class LungMask(Scorer):
     "Marks the lungs that the `Films` bring along; it can't be called on a film alone."
     def score(self, films:Films) -> np.ndarray: # (N,H,W) float32
@@ -95,7 +95,7 @@ def maps_of(scorer:Callable, # any method
     "The maps of all films, by whichever way the scorer takes them."
     return scorer.score(films) if hasattr(scorer, 'score') else score_films(scorer, films)
 
-# %% ../nbs/06_baselines.ipynb #8dd03ab3
+# %% ../nbs/06_baselines.ipynb #f2c43cd3
 def part(films:Films, split:str) -> Films:
     "The films of one split, with both domains in it."
     chosen = films.split(split)
@@ -122,7 +122,7 @@ def blur(maps:Tensor, # (B,H,W)
     wide = F.pad(maps[:,None], [reach]*4, mode='replicate')
     return F.conv2d(F.conv2d(wide, line[:,:,None]), line[...,None])[:,0]
 
-# %% ../nbs/06_baselines.ipynb #6530a501
+# %% ../nbs/06_baselines.ipynb #adf7a6b7
 SIGNS = dict(brighter=lambda d: d, darker=lambda d: -d, different=torch.abs)
 
 def by_sign_and_blur(difference:Callable, # films (B,1,H,W) to signed maps (B,H,W)
@@ -133,7 +133,7 @@ def by_sign_and_blur(difference:Callable, # films (B,1,H,W) to signed maps (B,H,
     def reading(sign, sigma): return lambda films: SIGNS[sign](blur(difference(films), sigma))
     return {f'{sign}, blur {sigma}': reading(sign, sigma) for sign in signs for sigma in sigmas}
 
-# %% ../nbs/06_baselines.ipynb #160d3c43
+# %% ../nbs/06_baselines.ipynb #511beaba
 @baseline('intensity threshold')
 def fit_intensity(films:Films, seed:int=0) -> Scorer:
     "Bright, or dark, is diseased."
@@ -153,7 +153,7 @@ def as_floats(films:np.ndarray, # (N,H,W) uint8
     "Stored bytes as the films that networks see."
     return torch.from_numpy(np.ascontiguousarray(films))[:,None].float()/255
 
-# %% ../nbs/06_baselines.ipynb #da5b478d
+# %% ../nbs/06_baselines.ipynb #7f083023
 class ArrayLoader(DataLoader):
     "Batches (films (B,1,H,W) in 0..1, target) cut out of arrays; in training shuffled, and flipped left to right at random."
     def __init__(self, film:np.ndarray, # (N,H,W) uint8
@@ -174,7 +174,7 @@ class ArrayLoader(DataLoader):
         flip = torch.rand(len(x), 1, 1, 1) < (.5 if self.shuffle else 0.)
         return torch.where(flip, x.flip(-1), x), torch.where(flip, y.flip(-1), y) if y.ndim == 4 else y
 
-# %% ../nbs/06_baselines.ipynb #7eaef3c5
+# %% ../nbs/06_baselines.ipynb #8346869c
 def train(make_model:Callable, # () -> nn.Module
           loader:ArrayLoader, # training films
           loss:Callable, # (prediction, target) -> number
@@ -191,7 +191,7 @@ def train(make_model:Callable, # () -> nn.Module
         with learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn.model.eval()
 
-# %% ../nbs/06_baselines.ipynb #c54f0795
+# %% ../nbs/06_baselines.ipynb #b291245e
 POOLS = {
     'mean': lambda m: m.mean((1,2)),
     'top': lambda m: m.flatten(1).topk(max(1, m[0].numel()//20)).values.mean(1), # the top twentieth of places
@@ -217,7 +217,7 @@ class FilmClassifier(nn.Module):
     def evidence(self, films:Tensor) -> Tensor: return self.head(self.body(films*2 - 1))[:,0]
     def forward(self, films:Tensor) -> Tensor: return POOLS[self.pool](self.evidence(films))
 
-# %% ../nbs/06_baselines.ipynb #fc444d03
+# %% ../nbs/06_baselines.ipynb #5b79d029
 def cross_entropy(logits:Tensor, target:Tensor) -> Tensor:
     "Binary cross-entropy from logits; both domains count the same where a batch holds more of one."
     share = target.mean().clamp(.05, .95)
@@ -243,7 +243,7 @@ def predict(model:nn.Module, # a classifier
     device = next(model.parameters()).device
     return np.concatenate([model(as_floats(x[i:i+bs]).to(device)).sigmoid().cpu().numpy() for i in range(0, len(x), bs)])
 
-# %% ../nbs/06_baselines.ipynb #8dc0b006
+# %% ../nbs/06_baselines.ipynb #79678806
 def both_ways(maps:Callable, # films to maps
              ) -> Callable: # the same
     "The mean of a film's map and of its mirror image's, flipped back."
@@ -267,13 +267,14 @@ def fit_activation(films:Films, seed:int=0, epochs:int=6, **how) -> Scorer:
     model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(FilmClassifier, **how))
     return Scorer(activation_map(model), model=model)
 
-# %% ../nbs/06_baselines.ipynb #3bcf7e8f
+# %% ../nbs/06_baselines.ipynb #aa5e5f51
 def make_resnet(width:float=.5, # times the usual number of features
-               ) -> XResNet:
+               ) -> nn.Sequential: # the body, then what turns features into a logit
     "fastai's XResNet for one-channel films and one logit, with three stages; the pooling after the stem keeps its size."
     net = XResNet(ResBlock, 1, [2, 2, 2], c_in=1, n_out=1, stem_szs=(16, 32, 64), widen=width)
-    net[3] = nn.Identity()
-    return nn.Sequential(net, nn.Flatten(0))
+    layers = list(net.children())[:7] # three of the stem, its pooling, three stages
+    layers[3] = nn.Identity()
+    return nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(int(256*width), 1), nn.Flatten(0))
 
 def grad_cam(model:nn.Module, # films to logits (B,)
              layer:nn.Module, # a part of it that gives (B,C,h,w)
@@ -290,7 +291,7 @@ def grad_cam(model:nn.Module, # films to logits (B,)
     weight = gradient.mean((2,3), keepdim=True)
     return upsample((weight*seen[0]).sum(1).clamp(min=0).detach(), films, corners=True)
 
-# %% ../nbs/06_baselines.ipynb #1b5b3f17
+# %% ../nbs/06_baselines.ipynb #82dc1cca
 @baseline('Grad-CAM')
 def fit_gradcam(films:Films, seed:int=0, epochs:int=6, width:float=.5) -> Scorer:
     "Grad-CAM of a fastai XResNet; validation labels choose the layer."
@@ -300,7 +301,7 @@ def fit_gradcam(films:Films, seed:int=0, epochs:int=6, width:float=.5) -> Scorer
     scorer.model = model
     return scorer
 
-# %% ../nbs/06_baselines.ipynb #112d15b7
+# %% ../nbs/06_baselines.ipynb #8f3b2cfd
 class Autoencoder(nn.Module):
     "Films (B,1,H,W) through a narrow place of (H/16)(W/16) x `bottleneck` numbers, and back to their shape."
     def __init__(self, width:int=16, bottleneck:int=16):
@@ -321,7 +322,7 @@ def fit_autoencoder(films:Films, seed:int=0, epochs:int=30, **how) -> Scorer:
     scorer.model = model
     return scorer
 
-# %% ../nbs/06_baselines.ipynb #1dcf0143
+# %% ../nbs/06_baselines.ipynb #82aef954
 def patch_features(model:nn.Sequential, # from `make_resnet`
                    films:Tensor, # (B,1,H,W)
                   ) -> Tensor: # (B,C,h,w)
@@ -345,7 +346,7 @@ def spread_out(features:Tensor, # (M,C)
         kept.append(int(far.argmax()))
     return features[kept]
 
-# %% ../nbs/06_baselines.ipynb #3b5bedaf
+# %% ../nbs/06_baselines.ipynb #c5480bea
 def healthy_patches(model, healthy:np.ndarray, n:int, seed:int) -> Tensor: # (n,C)
     "A bank of patches that covers what healthy films look like."
     rng, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
@@ -369,7 +370,7 @@ def fit_patchcore(films:Films, seed:int=0, epochs:int=6, width:float=.5, n:int=2
     scorer.model = model
     return scorer
 
-# %% ../nbs/06_baselines.ipynb #afec89fb
+# %% ../nbs/06_baselines.ipynb #3b7716af
 class UNet(nn.Module):
     "Films (B,1,H,W) to logits (B,1,H,W), H and W divisible by 8 (Ronneberger et al., 2015, with batch norm)."
     def __init__(self, width:int=16, # features at full size; twice as many after each halving
@@ -391,7 +392,7 @@ class UNet(nn.Module):
             x = layer(torch.cat([F.interpolate(x, size=skip.shape[-2:]), skip], 1))
         return self.head(x)
 
-# %% ../nbs/06_baselines.ipynb #52a83c55
+# %% ../nbs/06_baselines.ipynb #b57f462a
 def outline_loss(logits:Tensor, truth:Tensor) -> Tensor: # (B,1,H,W) both
     "Cross-entropy plus one minus soft Dice of the batch: the first is smooth, the second is what is measured."
     p = logits.sigmoid()
@@ -415,7 +416,7 @@ class KeepBest(TrackerCallback):
         if self.new_best: self.kept = {k: v.clone() for k, v in self.learn.model.state_dict().items()}
     def after_fit(self): self.learn.model.load_state_dict(self.kept)
 
-# %% ../nbs/06_baselines.ipynb #31182839
+# %% ../nbs/06_baselines.ipynb #918c8043
 @baseline('supervised U-Net')
 def fit_unet(films:Films, seed:int=0, epochs:int=10, width:int=16) -> Scorer:
     "The ceiling: a U-Net trained on outlines, the best epoch by validation Dice. Nobody with image labels alone can have it."
