@@ -123,11 +123,11 @@ class Side(nn.Module):
         "What fooling costs the generator, and what being fooled costs the critic."
         extra = [] if negatives is None else [negatives]
         frozen(self.critic)
-        fool = least_squares(judge(self.critic, [real, made, *extra])[1], 1.)
+        fool = least_squares(worst(judge(self.critic, [real, made, *extra])[1], m.suspicion), 1.)
         frozen(self.critic, False)
-        verdicts = judge(self.critic, [real, made.detach(), *extra])
-        catch = least_squares(verdicts[0], 1.) + least_squares(worst(verdicts[1], m.suspicion), 0.)
-        if extra: catch = catch + m.sick * least_squares(worst(verdicts[2], m.suspicion), 0.)
+        verdicts = [worst(v, m.suspicion) for v in judge(self.critic, [real, made.detach(), *extra])]
+        catch = least_squares(verdicts[0], 1.) + least_squares(verdicts[1], 0.)
+        if extra: catch = catch + m.sick * least_squares(verdicts[2], 0.)
         return fool, catch / (2 + m.sick * len(extra))
 
 # %% ../nbs/03_training.ipynb #2cfed74e
