@@ -1,0 +1,64 @@
+# Each target sets up all that it needs, on a machine with Python 3.10 or newer, make and git.
+#   make reproduce                      one disease on the phantom, from the CT to a report
+#   make reproduce DISEASE=hernia METHOD=paper PROFILE=smoke SOURCE=table DATA=films.csv
+#   make test | test-latest | lab | docs | bench | report | readme | clean
+
+PYTHON  ?= python3
+VENV    ?= .venv
+BIN     := $(abspath $(VENV))/bin
+DISEASE ?= pneumonia
+SOURCE  ?= phantom
+DATA    ?=
+METHOD  ?= lazyseg
+PROFILE ?= auto
+SEED    ?= 0
+SIZE    ?= 0
+WHERE   ?=
+OUT     ?= reports
+RUN     := $(OUT)/$(SOURCE)/$(DISEASE)
+
+export PATH := $(BIN):$(PATH)
+.PHONY: help setup reproduce test test-latest lab docs bench readme clean
+
+help:
+	@sed -n '1,4p' Makefile
+
+# One environment for development and for the course. torch and torchvision are resolved in the same call:
+# a torchvision built for another torch fails at import.
+$(VENV)/.installed: settings.ini setup.py
+	@echo "Setting up $(VENV): this downloads several gigabytes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,lab,dicom]"
+	@touch $@
+
+setup: $(VENV)/.installed
+
+reproduce: setup
+	@mkdir -p $(RUN)
+	papermill --cwd . nbs/train.ipynb $(RUN)/.$(METHOD)-running.ipynb -p disease "$(DISEASE)" -p source "$(SOURCE)" -p data "$(DATA)" \
+	  -p where "$(WHERE)" -p method "$(METHOD)" -p size $(SIZE) -p profile "$(PROFILE)" -p seed $(SEED) -p out "$(OUT)" --progress-bar < /dev/null
+	@python -m lazyseg.runs --finish $(RUN)/.$(METHOD)-running.ipynb
+
+test: setup
+	bash tests/run.sh
+
+# The library in an environment of its own, with today's fastai and fastcore, without nbdev, jupyterlab, papermill.
+test-latest:
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade . pytest pydicom
+	cd tests && ../.venv-latest/bin/python -m pytest -q -p no:cacheprovider -m "not dev" .
+
+lab: setup
+	jupyter lab nbs/index.ipynb
+
+docs: setup
+	bash tests/docs.sh
+
+readme: setup
+	python tests/readme.py > README.md
+
+bench: setup
+	for b in benchmarks/*.py; do echo "== $$b"; python $$b || exit 1; done
+
+clean:
+	rm -rf _docs _proc build dist *.egg-info
