@@ -36,7 +36,7 @@ class Method:
     "The choices that make a method; every field is one column of the table."
     head: str = 'mask'  # what the generator may change: plain, additive, mask, warp
     cycle: str = 'none'  # 'none': one-sided; 'full': there and back; 'guided': back by a mask
-    width: int = 32  # features of the generator after its first step
+    width: int = 16  # features of the generator after its first step
     blocks: int = 6  # residual blocks
     norm: str = 'batch'  # generator's normalisation
     upsample: str = 'resize'  # resize or transpose
@@ -61,9 +61,9 @@ class Method:
 
 # %% ../nbs/03_training.ipynb #9184793c
 METHODS = {
-    'paper': Method(head='plain', cycle='full', upsample='transpose', sick=0., identity=0., area=0., lr=5e-3,
+    'paper': Method(head='plain', cycle='full', width=32, upsample='transpose', sick=0., identity=0., area=0., lr=5e-3,
                     critic_lr=2e-4, decay=0., average=0., augment='paper', map='paper'),
-    'cyclegan': Method(head='plain', cycle='full', norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
+    'cyclegan': Method(head='plain', cycle='full', width=32, norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
                        lr=2e-4, critic_lr=2e-4, average=0., map='difference'),
     'lazyseg': Method(),
 }
