@@ -329,7 +329,7 @@ class Checkpoint(Callback):
 # %% ../nbs/03_training.ipynb #58fc8ed2
 PROFILES = {
     'smoke': dict(size=32, films=60, steps=6, changes=dict(width=8, blocks=1, critic_width=8, critic_steps=2)),
-    'cpu': dict(size=64, films=2000, steps=2400, changes={}),
+    'cpu': dict(size=64, films=2000, steps=4000, changes={}),
     'gpu': dict(size=128, films=4000, steps=20_000, changes={}),
     'paper': dict(size=128, films=2000, epochs=500, changes={}),
 }
