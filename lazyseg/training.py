@@ -29,6 +29,7 @@ from torch import nn, Tensor
 
 from .core import LazysegError, one_of, somebody_watches, whole_file
 from .data import unpaired_loaders
+from .exercises import NoValidation, teach
 from .thresholding import paper_map
 from .models import Counterpart, Discriminator, Generator
 
@@ -59,14 +60,15 @@ class Method:
     average: float = .995  # moving average of the generator's weights; 0 is none
     batch_size: int = 8  # films of each domain in a step
     augment: str = 'rotate'  # see `unpaired_loaders`
-    map: str = 'product'  # how a map is made, see `MAPS`
+    map: str = 'difference'  # how a map is made, see `MAPS`
+    exercises: float = .4  # steps of the second stage, as a share of the first's; 0: no second stage
 
 # %% ../nbs/03_training.ipynb #9184793c
 METHODS = {
     'paper': Method(head='plain', cycle='full', width=32, upsample='transpose', sick=0., identity=0., area=0., lr=5e-3,
-                    critic_lr=2e-4, decay=0., average=0., augment='paper', map='paper'),
+                    critic_lr=2e-4, decay=0., average=0., augment='paper', map='paper', exercises=0.),
     'cyclegan': Method(head='plain', cycle='full', width=32, norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
-                       lr=2e-4, critic_lr=2e-4, average=0., map='difference'),
+                       lr=2e-4, critic_lr=2e-4, average=0., exercises=0.),
     'lazyseg': Method(),
 }
 
@@ -259,7 +261,7 @@ def get_learner(dls:DataLoaders, # of (healthy, diseased), see `unpaired_loaders
     set_seed(seed, reproducible=True)
     adam = partial(OptimWrapper, opt=torch.optim.Adam, betas=(.5, .999), foreach=True)
     return Learner(dls, Translator(m), loss_func=total, opt_func=adam, splitter=two_groups, lr=m.lr,
-                   cbs=[BothDomains(), MovingAverage(), Costs(), Watch(), *cbs], **kwargs)
+                   cbs=[BothDomains(), NoValidation(), MovingAverage(), Costs(), Watch(), *cbs], **kwargs)
 
 # %% ../nbs/03_training.ipynb #9cc66116
 class GeneratorScorer:
@@ -309,7 +311,10 @@ class Checkpoint(Callback):
 
     def state(self) -> dict:
         return dict(model=self.learn.model.state_dict(), optimiser=self.learn.opt.state_dict(), epoch=self.learn.epoch + 1,
-                    choices=json.dumps(asdict(self.learn.model.m)), costs=self.learn.costs.epochs)
+                    choices=self.choices(), costs=self.learn.costs.epochs)
+
+    def choices(self) -> str: # what shapes the weights; how a map is made of them later does not
+        return json.dumps({k: v for k, v in asdict(self.learn.model.m).items() if k not in ('map', 'exercises')})
 
     def after_epoch(self):
         with whole_file(self.path) as p: torch.save(self.state(), p)
@@ -318,7 +323,7 @@ class Checkpoint(Callback):
         "Load the checkpoint into the learner; 0 where there is none."
         if not self.path.exists(): return 0
         state = torch.load(self.path, map_location='cpu', weights_only=True) # runs no code from the file
-        if state['choices'] != json.dumps(asdict(self.learn.model.m)):
+        if state['choices'] != self.choices():
             raise LazysegError(f"{self.path} was made by other settings. Delete it, or give another folder.")
         self.learn.model.load_state_dict(state['model'])
         if self.learn.opt is None: self.learn.create_opt()
@@ -355,5 +360,6 @@ def fit_method(films, # `Films` with splits train and valid
     started = time.perf_counter()
     with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
+    if m.exercises: scorer = teach(scorer, films, max(1, round(m.exercises * epochs * len(dls.train))), m.width, seed=seed)
     scorer.learn, scorer.trained_seconds = learn, time.perf_counter() - started
     return scorer
