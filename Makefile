@@ -14,8 +14,9 @@ PROFILE ?= auto
 SEED    ?= 0
 SIZE    ?= 0
 WHERE   ?=
+VIEW    ?= film
+EPOCHS  ?= 0
 OUT     ?= reports
-RUN     := $(OUT)/$(SOURCE)/$(DISEASE)
 
 export PATH := $(BIN):$(PATH)
 .PHONY: help setup reproduce test test-latest lab docs bench readme clean
@@ -34,10 +35,8 @@ $(VENV)/.installed: settings.ini setup.py
 setup: $(VENV)/.installed
 
 reproduce: setup
-	@mkdir -p $(RUN)
-	papermill --cwd . nbs/train.ipynb $(RUN)/.$(METHOD)-running.ipynb -p disease "$(DISEASE)" -p source "$(SOURCE)" -p data "$(DATA)" \
-	  -p where "$(WHERE)" -p method "$(METHOD)" -p size $(SIZE) -p profile "$(PROFILE)" -p seed $(SEED) -p out "$(OUT)" --progress-bar < /dev/null
-	@python -m lazyseg.runs --finish $(RUN)/.$(METHOD)-running.ipynb
+	lazyseg train "$(DISEASE)" --source "$(SOURCE)" --data "$(DATA)" --where "$(WHERE)" --view "$(VIEW)" --method "$(METHOD)" \
+	  --size $(SIZE) --profile "$(PROFILE)" --epochs $(EPOCHS) --seed $(SEED) --out "$(OUT)"
 
 test: setup
 	bash tests/run.sh

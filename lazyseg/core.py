@@ -7,11 +7,12 @@ __all__ = ['LazysegError', 'one_of', 'project_root', 'cache_dir', 'whole_file', 
 
 # %% ../nbs/core.ipynb #127e4939
 import os
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastprogress.fastprogress import progress_bar
+from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
 
 # %% ../nbs/core.ipynb #d0737f32
 class LazysegError(ValueError):
@@ -71,7 +72,8 @@ def progress(items, # what to go through
              total:int=None, # how many, where `items` cannot say
              text:str='', # shown beside the bar
             ):
-    "Go through `items` behind a progress bar that vanishes when it is done."
+    "Go through `items` behind a progress bar that vanishes when it is done; without one where nobody could see it."
+    if not (IN_NOTEBOOK or sys.stdout.isatty()): return items
     bar = progress_bar(items, total=total, leave=False)
     if text: bar.comment = text
     return bar

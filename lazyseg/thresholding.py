@@ -6,7 +6,7 @@
 __all__ = ['MODES', 'PAPER_BAND', 'score_films', 'paper_map', 'paper_band', 'OperatingPoint', 'grow', 'drop_small',
            'threshold_for_marked_area', 'count_above', 'dice_from_areas', 'few_films', 'score_steps',
            'threshold_for_dice', 'threshold_otsu_above_healthy', 'estimate_dice', 'threshold_for_estimated_dice',
-           'Calibration', 'calibrate', 'describe_mask', 'threshold_figure', 'threshold_slider']
+           'Calibration', 'calibrate', 'draw_outline', 'describe_mask', 'threshold_figure', 'threshold_slider']
 
 # %% ../nbs/04_thresholding.ipynb #3a2c23e6
 import io
@@ -25,6 +25,7 @@ from .core import LazysegError, one_of, progress
 def score_films(scorer, # takes (B,1,H,W) float films in 0..1, gives (B,H,W) maps; moved to `scorer.device` where it has one
                 films, # anything with `.film`, a uint8 array (N,H,W)
                 batch_size:int=64, # films scored at once
+                flip:bool=False, # score the mirrored film and mirror the map back: a second opinion, see `repeatability`
                ) -> np.ndarray: # (N,H,W) float32, not negative, larger is more diseased
     "The score map of every film. A map that is negative, not finite or of another shape is an error."
     film, device, name = films.film, getattr(scorer, 'device', None), getattr(scorer, 'name', 'the scorer')
@@ -32,14 +33,14 @@ def score_films(scorer, # takes (B,1,H,W) float films in 0..1, gives (B,H,W) map
     starts = range(0, len(film), batch_size)
     for start in progress(starts, text=f'scoring: {name}') if len(starts) > 4 else starts:
         batch = torch.from_numpy(np.array(film[start:start+batch_size], dtype=np.float32)/255)[:,None] # np.array: a memory map becomes memory
-        maps = scorer(batch if device is None else batch.to(device))
-        maps = torch.as_tensor(maps).detach().float().cpu().numpy()
+        if flip: batch = batch.flip(-1)
+        maps = torch.as_tensor(scorer(batch if device is None else batch.to(device))).detach().float().cpu().numpy()
         if maps.shape != batch[:,0].shape: 
             raise LazysegError(f"{name} gave maps of shape {maps.shape} for films of shape {tuple(batch.shape)}; "
                                "a scorer returns (films, height, width).")
         if not np.isfinite(maps).all() or maps.min() < 0:
             raise LazysegError(f"{name} gave scores that are negative or not finite; a score is 0 or more.")
-        scores[start:start+batch_size] = maps
+        scores[start:start+batch_size] = maps[...,::-1] if flip else maps
     return scores
 
 # %% ../nbs/04_thresholding.ipynb #7083e27c
@@ -307,7 +308,11 @@ def calibrate(scores_healthy, # (N,H,W) scores of held-out healthy films
     return Calibration(mean.astype(np.float32), np.maximum(spread, floor).astype(np.float32))
 
 # %% ../nbs/04_thresholding.ipynb #2ac4942c
-def _outline(ax, mask, colour): # the border of a mask, if it has one
+def draw_outline(ax, # matplotlib axes
+                 mask, # (H,W) bool, or None
+                 colour:str, # blue '#56B4E9' for truth, orange '#E69F00' for what is marked
+                ):
+    "Draw the border of a mask, if it has one."
     if mask is not None and np.any(mask) and not np.all(mask): ax.contour(mask, [.5], colors=colour, linewidths=1.2)
 
 def _threshold_curve(ax, smooth, truth, point): # Dice (with truth) and marked area against the threshold
@@ -346,9 +351,9 @@ def threshold_figure(film, # (H,W) uint8, or float in 0..1
     fig, axes = plt.subplots(1, 4, figsize=(9, 2.5), width_ratios=(1, 1.2, 1, 1.2), layout='constrained')
     for ax, title in zip(axes, ('film', 'map', 'marked', None)):
         if title: ax.set_title(title, fontsize=9); ax.axis('off')
-    for ax in axes[[0, 2]]: ax.imshow(film, cmap='gray', vmin=0, vmax=top); _outline(ax, truth, '#56B4E9')
+    for ax in axes[[0, 2]]: ax.imshow(film, cmap='gray', vmin=0, vmax=top); draw_outline(ax, truth, '#56B4E9')
     fig.colorbar(axes[1].imshow(smooth, cmap='magma', vmin=0, vmax=highest or float(map.max()) or 1.), ax=axes[1], shrink=.8)
-    _outline(axes[2], mask, '#E69F00')
+    draw_outline(axes[2], mask, '#E69F00')
     _threshold_curve(axes[3], smooth, truth, point)
     fig.suptitle(describe_mask(mask, truth), fontsize=9)
     return fig

@@ -1,0 +1,80 @@
+"""The whole way through papermill, as people use it: parameters, folders, resume, the same bits."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lazyseg.cli import main, train
+from lazyseg.core import LazysegError, project_root
+
+pytestmark = pytest.mark.dev
+NOTEBOOK = project_root() / "nbs" / "train.ipynb"
+
+
+def run(folder, **kw):
+    return train(progress=False, disease="pneumonia", profile="smoke", out=str(folder), **kw)
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("reports"))
+
+
+def test_a_run_leaves_report_figures_numbers_and_model(smoke):
+    names = {str(p.relative_to(smoke)) for p in smoke.rglob("*") if p.is_file()}
+    assert {"train.ipynb", "metrics.json", "figures/cases.png", "figures/costs.png", "model/weights.safetensors",
+            "model/settings.json"} <= names
+    metrics = json.loads((smoke / "metrics.json").read_text())
+    assert {"empty mask", "lung mask", "lazyseg, label-only", "lazyseg, few outlined films"} <= set(metrics["results"])
+    assert metrics["results"]["empty mask"]["dice"]["value"] == 0
+    assert metrics["versions"]["torch"] and metrics["seconds"] > 0 and "CC BY" in metrics["credit"]
+
+
+def test_the_same_command_gives_the_same_bits(smoke, tmp_path):
+    again = run(tmp_path)
+    for name in ("model/weights.safetensors", "figures/cases.png"):
+        assert (smoke / name).read_bytes() == (again / name).read_bytes(), name
+    old, new = (json.loads((f / "metrics.json").read_text())["results"] for f in (smoke, again))
+    assert old == new
+
+
+def test_another_seed_gives_other_weights(smoke, tmp_path):
+    other = run(tmp_path, seed=1)
+    assert (smoke / "model/weights.safetensors").read_bytes() != (other / "model/weights.safetensors").read_bytes()
+
+
+def test_the_parameters_tag_is_there():
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    assert ["parameters"] in [c.metadata.get("tags") for c in book.cells if c.cell_type == "code"]
+
+
+def test_papermill_passes_the_parameters_on(tmp_path):
+    out = tmp_path / "with a space" / "träin.ipynb"
+    out.parent.mkdir()
+    ran = subprocess.run([sys.executable, "-m", "papermill", str(NOTEBOOK), str(out), "-p", "disease", "hernia", "-p", "profile", "smoke",
+                          "-p", "out", str(tmp_path)], cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert (tmp_path / "phantom/hernia/lazyseg-32/metrics.json").is_file()
+
+
+def test_papermill_help_shows_typed_parameters():
+    ran = subprocess.run([sys.executable, "-m", "papermill", "--help-notebook", str(NOTEBOOK)], capture_output=True, text=True)
+    for line in ("disease: str", "size: int", "seed: int"):
+        assert line in ran.stdout
+    assert "Unable to parse" not in ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("wrong, said", [(dict(disease="herna"), "pneumonia, edema"), (dict(profile="cpux"), "smoke, cpu"), (dict(size=50), "divisible by 8"),
+                                         (dict(method="magic"), "paper, cyclegan, lazyseg"), (dict(seed=-1), "at least 0"), (dict(epochs="many"), "whole number")])
+def test_a_wrong_parameter_stops_before_any_work(wrong, said, tmp_path):
+    with pytest.raises(LazysegError, match=said):
+        train(**{**dict(disease="pneumonia", profile="smoke", out=str(tmp_path)), **wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_says_what_is_wrong_without_a_traceback(capsys):
+    assert main(["train", "herna"]) == 1
+    assert "Choose one of" in capsys.readouterr().err
