@@ -10,6 +10,7 @@ __all__ = ['METHODS', 'MAPS', 'PROFILES', 'Method', 'method', 'least_squares', '
 
 # %% ../nbs/03_training.ipynb #e0db7164
 import copy, json, math, time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
+import fastai.callback.progress # gives a Learner its bar, and no_bar
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_scheds
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -25,7 +27,7 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn, Tensor
 
-from .core import LazysegError, one_of, whole_file
+from .core import LazysegError, one_of, somebody_watches, whole_file
 from .data import unpaired_loaders
 from .thresholding import paper_map
 from .models import Counterpart, Discriminator, Generator
@@ -183,8 +185,9 @@ class Translator(nn.Module):
 
 # %% ../nbs/03_training.ipynb #ea5ce954
 class BothDomains(Callback):
-    "Hands both halves of an unpaired batch to the model."
+    "Hands both halves of an unpaired batch to the model; deals the films of an epoch by its number."
     order = -10
+    def before_train(self): self.learn.dls.train.epoch = self.learn.epoch # so a training that goes on sees what it would have seen
     def before_batch(self):
         both = (*self.learn.xb, *self.learn.yb)
         self.learn.xb = self.learn.yb = both
@@ -205,7 +208,8 @@ class MovingAverage(Callback):
         model = self.learn.model
         if not (self.training and model.averaged is not None): return
         # A short memory at first, or the average would remember the random start.
-        keep = min(model.m.average, (1 + self.train_iter) / (10 + self.train_iter))
+        step = self.epoch * self.n_iter + self.iter
+        keep = min(model.m.average, (1 + step) / (10 + step))
         with torch.no_grad():
             for kept, now in zip(model.averaged.state_dict().values(), model.there.generator.state_dict().values()):
                 if kept.is_floating_point(): kept.lerp_(now, 1 - keep)
@@ -227,9 +231,12 @@ class Watch(Callback):
     "Stops a training that has diverged, and says what to try."
     order = 60
     def after_batch(self):
-        if self.training and self.train_iter % 10 == 0 and not torch.isfinite(self.learn.pred['loss']):
+        if self.training and self.iter % 10 == 0: self.look()
+    def after_train(self): self.look()
+    def look(self):
+        if not torch.isfinite(self.learn.pred['loss']):
             bad = [k for k, v in self.learn.pred.items() if not torch.isfinite(v)]
-            raise LazysegError(f"Training diverged at step {self.train_iter}: {', '.join(bad)} is not a finite number. "
+            raise LazysegError(f"Training diverged in epoch {self.epoch + 1}: {', '.join(bad)} is not a finite number. "
                                "Try a lower learning rate (lr, critic_lr), or another seed.")
 
 # %% ../nbs/03_training.ipynb #aa884799
@@ -304,7 +311,6 @@ class Checkpoint(Callback):
         return dict(model=self.learn.model.state_dict(), optimiser=self.learn.opt.state_dict(), epoch=self.learn.epoch + 1,
                     choices=json.dumps(asdict(self.learn.model.m)), costs=self.learn.costs.epochs)
 
-    def before_train(self): self.learn.dls.train.epoch = self.learn.epoch # the loader deals by this number
     def after_epoch(self):
         with whole_file(self.path) as p: torch.save(self.state(), p)
 
@@ -323,7 +329,7 @@ class Checkpoint(Callback):
 # %% ../nbs/03_training.ipynb #58fc8ed2
 PROFILES = {
     'smoke': dict(size=32, films=60, steps=6, changes=dict(width=8, blocks=1, critic_width=8, critic_steps=2)),
-    'cpu': dict(size=64, films=2000, steps=2400, changes={}),
+    'cpu': dict(size=64, films=2000, steps=4000, changes={}),
     'gpu': dict(size=128, films=4000, steps=20_000, changes={}),
     'paper': dict(size=128, films=2000, epochs=500, changes={}),
 }
@@ -347,7 +353,7 @@ def fit_method(films, # `Films` with splits train and valid
     learn.create_opt()
     done = cbs[0].restore() if cbs else 0
     started = time.perf_counter()
-    with learn.no_logging(): learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
+    with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
     scorer.learn, scorer.trained_seconds = learn, time.perf_counter() - started
     return scorer
