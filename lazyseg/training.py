@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MAPS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'judge', 'frozen', 'Side',
-           'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs', 'Watch', 'schedule',
+           'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs', 'Pace', 'Watch', 'schedule',
            'get_learner', 'GeneratorScorer', 'difference_map', 'mask_map', 'quotient_map', 'product_map', 'Checkpoint',
            'fit_method']
 
@@ -228,6 +228,18 @@ class Costs(Callback):
         for k, v in self.learn.pred.items(): self.sums[k] = self.sums.get(k, 0) + v.detach()
     def after_train(self): self.epochs.append({k: float(v) / self.n for k, v in self.sums.items()})
 
+# %% ../nbs/03_training.ipynb #c09cc8a0
+class Pace(Callback):
+    "Once a minute, a line on how far the training is."
+    run_valid = False
+    def before_fit(self): self.started = self.said = time.monotonic()
+    def after_epoch(self):
+        now, done, first = time.monotonic(), self.epoch + 1, getattr(self, 'first', self.epoch)
+        self.first = first
+        if now - self.said < 60: return
+        self.said, spent = now, (now - self.started) / 60
+        print(f'epoch {done} of {self.n_epoch}: {spent:.0f} minutes, about {spent / (done - first) * (self.n_epoch - done):.0f} more', flush=True)
+
 # %% ../nbs/03_training.ipynb #cfa9f939
 class Watch(Callback):
     "Stops a training that has diverged, and says what to try."
@@ -261,7 +273,7 @@ def get_learner(dls:DataLoaders, # of (healthy, diseased), see `unpaired_loaders
     set_seed(seed, reproducible=True)
     adam = partial(OptimWrapper, opt=torch.optim.Adam, betas=(.5, .999), foreach=True)
     return Learner(dls, Translator(m), loss_func=total, opt_func=adam, splitter=two_groups, lr=m.lr,
-                   cbs=[BothDomains(), NoValidation(), MovingAverage(), Costs(), Watch(), *cbs], **kwargs)
+                   cbs=[BothDomains(), NoValidation(), MovingAverage(), Costs(), Watch(), Pace(), *cbs], **kwargs)
 
 # %% ../nbs/03_training.ipynb #9cc66116
 class GeneratorScorer:
