@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 'TABLES', 'Scorer', 'baseline', 'fit_empty',
            'LungMask', 'fit_lungs', 'maps_of', 'part', 'choose', 'blur', 'by_sign_and_blur', 'fit_intensity',
-           'fit_mean_difference', 'as_floats', 'ArrayLoader', 'train', 'FilmClassifier', 'cross_entropy',
-           'fit_classifier', 'predict', 'both_ways', 'upsample', 'activation_map', 'fit_activation', 'make_resnet',
-           'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder', 'patch_features', 'spread_out',
+           'fit_mean_difference', 'as_floats', 'ArrayLoader', 'SkipValidation', 'train', 'FilmClassifier',
+           'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'activation_map', 'fit_activation',
+           'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder', 'patch_features', 'spread_out',
            'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice', 'KeepBest', 'fit_unet', 'fit_any',
-           'operating_points', 'example_rows', 'measure_method', 'slug', 'run_one', 'benchmark', 'long_table',
-           'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
+           'operating_points', 'example_rows', 'measure_method', 'slug', 'run_one', 'benchmark_settings',
+           'method_names', 'benchmark', 'long_table', 'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark',
+           'figure_maps']
 
-# %% ../nbs/06_baselines.ipynb #99904f6e
+# %% ../nbs/06_baselines.ipynb #79d61b56
 import json, time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, wraps
 from pathlib import Path
@@ -24,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.schedule import Learner # the Learner, with fit_one_cycle
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
@@ -34,14 +37,14 @@ from fastai.torch_core import default_device, no_random
 from fastai.vision.models.xresnet import XResNet
 from torch import nn, Tensor
 
-from . import training
-from .core import LazysegError, cache_dir, one_of, progress, project_root, whole_file
+from .core import LazysegError, cache_dir, one_of, progress, project_root, somebody_watches, whole_file
 from .data import Films, get_films, get_source
 from .evaluation import COLUMNS, as_text, evaluate, image_auroc
-from .runs import (DISEASES, MARKED, PROFILES, TRUTH, outline, provenance, read_metrics, save_figure, write_metrics)
+from .runs import DISEASES, MARKED, TRUTH, outline, provenance, read_metrics, save_figure, whole_number, write_metrics
 from .thresholding import MODES, OperatingPoint, score_films, threshold_for_dice, threshold_for_estimated_dice
+from .training import METHODS, PROFILES, fit_method
 
-# %% ../nbs/06_baselines.ipynb #d4b9d17f
+# %% ../nbs/06_baselines.ipynb #436f07fe
 @dataclass
 class Scorer:
     "A trained method: films (B,1,H,W) float 0..1 to maps (B,H,W) float, not negative, larger is more diseased."
@@ -57,7 +60,7 @@ class Scorer:
     def __call__(self, films:Tensor) -> Tensor:
         with torch.no_grad(): return self.maps(films.to(self.device)).clamp(min=0)
 
-# %% ../nbs/06_baselines.ipynb #341faaa4
+# %% ../nbs/06_baselines.ipynb #6214cea0
 BASELINES = {} # name -> function (films, seed=0, ...) -> Scorer
 
 def baseline(name:str, # the row of the table
@@ -75,7 +78,7 @@ def baseline(name:str, # the row of the table
         return timed
     return enter
 
-# %% ../nbs/06_baselines.ipynb #52998d75
+# %% ../nbs/06_baselines.ipynb #5e76a007
 SURE = OperatingPoint(.5, rule='marks what the baseline is sure of') # a mask needs no threshold to be chosen
 
 @baseline('empty mask')
@@ -83,7 +86,7 @@ def fit_empty(films:Films=None, seed:int=0) -> Scorer:
     "Says of every pixel that it is healthy."
     return Scorer(lambda x: torch.zeros_like(x[:,0]), point=SURE)
 
-# %% ../nbs/06_baselines.ipynb #631a2567
+# %% ../nbs/06_baselines.ipynb #687d9fc5
 class LungMask(Scorer):
     "Marks the lungs that the `Films` bring along; it can't be called on a film alone."
     def score(self, films:Films) -> np.ndarray: # (N,H,W) float32
@@ -104,7 +107,7 @@ def maps_of(scorer:Callable, # any method
     "The maps of all films, by whichever way the scorer takes them."
     return scorer.score(films) if hasattr(scorer, 'score') else score_films(scorer, films)
 
-# %% ../nbs/06_baselines.ipynb #2eb1b3e3
+# %% ../nbs/06_baselines.ipynb #c4c05700
 def part(films:Films, split:str) -> Films:
     "The films of one split, with both domains in it."
     chosen = films.split(split)
@@ -131,7 +134,7 @@ def blur(maps:Tensor, # (B,H,W)
     wide = F.pad(maps[:,None], [reach]*4, mode='replicate')
     return F.conv2d(F.conv2d(wide, line[:,:,None]), line[...,None])[:,0]
 
-# %% ../nbs/06_baselines.ipynb #19c46d78
+# %% ../nbs/06_baselines.ipynb #db233c4e
 SIGNS = dict(brighter=lambda d: d, darker=lambda d: -d, different=torch.abs)
 
 def by_sign_and_blur(difference:Callable, # films (B,1,H,W) to signed maps (B,H,W)
@@ -142,7 +145,7 @@ def by_sign_and_blur(difference:Callable, # films (B,1,H,W) to signed maps (B,H,
     def reading(sign, sigma): return lambda films: SIGNS[sign](blur(difference(films), sigma))
     return {f'{sign}, blur {sigma}': reading(sign, sigma) for sign in signs for sigma in sigmas}
 
-# %% ../nbs/06_baselines.ipynb #12140937
+# %% ../nbs/06_baselines.ipynb #21bd6157
 @baseline('intensity threshold')
 def fit_intensity(films:Films, seed:int=0) -> Scorer:
     "Bright, or dark, is diseased."
@@ -162,7 +165,7 @@ def as_floats(films:np.ndarray, # (N,H,W) uint8
     "Stored bytes as the films that networks see."
     return torch.from_numpy(np.ascontiguousarray(films))[:,None].float()/255
 
-# %% ../nbs/06_baselines.ipynb #f39148c7
+# %% ../nbs/06_baselines.ipynb #ab71195e
 class ArrayLoader(DataLoader):
     "Batches (films (B,1,H,W) in 0..1, target) cut out of arrays; in training shuffled, and flipped left to right at random."
     def __init__(self, film:np.ndarray, # (N,H,W) uint8
@@ -183,7 +186,12 @@ class ArrayLoader(DataLoader):
         flip = torch.rand(len(x), 1, 1, 1) < (.5 if self.shuffle else 0.)
         return torch.where(flip, x.flip(-1), x), torch.where(flip, y.flip(-1), y) if y.ndim == 4 else y
 
-# %% ../nbs/06_baselines.ipynb #d0243382
+# %% ../nbs/06_baselines.ipynb #414b3abd
+class SkipValidation(Callback):
+    "For trainings that nobody watches."
+    order = -10
+    def before_validate(self): raise CancelValidException
+
 def train(make_model:Callable, # () -> nn.Module
           loader:ArrayLoader, # training films
           loss:Callable, # (prediction, target) -> number
@@ -194,13 +202,13 @@ def train(make_model:Callable, # () -> nn.Module
           **kwargs, # for `Learner`
          ) -> nn.Module: # in evaluation mode
     "Train a network by fastai's one-cycle schedule with AdamW; the same seed gives the same weights on a CPU."
-    valid = valid or ArrayLoader(loader.dataset[:0], None if loader.target is None else loader.target[:0])
+    if valid is None: valid, kwargs['cbs'] = loader, SkipValidation()
     with no_random(seed):
         learn = Learner(DataLoaders(loader, valid), make_model().to(default_device()), loss_func=loss, wd=.01, **kwargs)
-        with learn.no_logging(): learn.fit_one_cycle(epochs, lr)
+        with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(epochs, lr)
     return learn.model.eval()
 
-# %% ../nbs/06_baselines.ipynb #bc1d51e3
+# %% ../nbs/06_baselines.ipynb #e7befe3a
 POOLS = {
     'mean': lambda m: m.mean((1,2)),
     'top': lambda m: m.flatten(1).topk(max(1, m[0].numel()//20)).values.mean(1), # the top twentieth of places
@@ -226,7 +234,7 @@ class FilmClassifier(nn.Module):
     def evidence(self, films:Tensor) -> Tensor: return self.head(self.body(films*2 - 1))[:,0]
     def forward(self, films:Tensor) -> Tensor: return POOLS[self.pool](self.evidence(films))
 
-# %% ../nbs/06_baselines.ipynb #7e0d1a20
+# %% ../nbs/06_baselines.ipynb #5a7ca7f6
 def cross_entropy(logits:Tensor, target:Tensor) -> Tensor:
     "Binary cross-entropy from logits; both domains count the same where a batch holds more of one."
     share = target.mean().clamp(.05, .95)
@@ -252,7 +260,7 @@ def predict(model:nn.Module, # a classifier
     device = next(model.parameters()).device
     return np.concatenate([model(as_floats(x[i:i+bs]).to(device)).sigmoid().cpu().numpy() for i in range(0, len(x), bs)])
 
-# %% ../nbs/06_baselines.ipynb #054f2534
+# %% ../nbs/06_baselines.ipynb #d7710169
 def both_ways(maps:Callable, # films to maps
              ) -> Callable: # the same
     "The mean of a film's map and of its mirror image's, flipped back."
@@ -276,7 +284,7 @@ def fit_activation(films:Films, seed:int=0, epochs:int=6, **how) -> Scorer:
     model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(FilmClassifier, **how))
     return Scorer(activation_map(model), model=model)
 
-# %% ../nbs/06_baselines.ipynb #418c915c
+# %% ../nbs/06_baselines.ipynb #a901fe8e
 def make_resnet(width:float=.5, # times the usual number of features
                ) -> nn.Sequential: # the body, then what turns features into a logit
     "fastai's XResNet for one-channel films and one logit, with three stages; the pooling after the stem keeps its size."
@@ -300,7 +308,7 @@ def grad_cam(model:nn.Module, # films to logits (B,)
     weight = gradient.mean((2,3), keepdim=True)
     return upsample((weight*seen[0]).sum(1).clamp(min=0).detach(), films, corners=True)
 
-# %% ../nbs/06_baselines.ipynb #2d976718
+# %% ../nbs/06_baselines.ipynb #f35c421f
 @baseline('Grad-CAM')
 def fit_gradcam(films:Films, seed:int=0, epochs:int=6, width:float=.5) -> Scorer:
     "Grad-CAM of a fastai XResNet; validation labels choose the layer."
@@ -310,7 +318,7 @@ def fit_gradcam(films:Films, seed:int=0, epochs:int=6, width:float=.5) -> Scorer
     scorer.model = model
     return scorer
 
-# %% ../nbs/06_baselines.ipynb #440156f6
+# %% ../nbs/06_baselines.ipynb #72fe1016
 class Autoencoder(nn.Module):
     "Films (B,1,H,W) through a narrow place of (H/16)(W/16) x `bottleneck` numbers, and back to their shape."
     def __init__(self, width:int=16, bottleneck:int=16):
@@ -331,7 +339,7 @@ def fit_autoencoder(films:Films, seed:int=0, epochs:int=30, **how) -> Scorer:
     scorer.model = model
     return scorer
 
-# %% ../nbs/06_baselines.ipynb #7cd20b5d
+# %% ../nbs/06_baselines.ipynb #f921ece3
 def patch_features(model:nn.Sequential, # from `make_resnet`
                    films:Tensor, # (B,1,H,W)
                   ) -> Tensor: # (B,C,h,w)
@@ -355,7 +363,7 @@ def spread_out(features:Tensor, # (M,C)
         kept.append(int(far.argmax()))
     return features[kept]
 
-# %% ../nbs/06_baselines.ipynb #d8b48322
+# %% ../nbs/06_baselines.ipynb #ba72f5f3
 def healthy_patches(model, healthy:np.ndarray, n:int, seed:int) -> Tensor: # (n,C)
     "A bank of patches that covers what healthy films look like."
     rng, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
@@ -379,7 +387,7 @@ def fit_patchcore(films:Films, seed:int=0, epochs:int=6, width:float=.5, n:int=2
     scorer.model = model
     return scorer
 
-# %% ../nbs/06_baselines.ipynb #55023f6f
+# %% ../nbs/06_baselines.ipynb #baf3d085
 class UNet(nn.Module):
     "Films (B,1,H,W) to logits (B,1,H,W), H and W divisible by 8 (Ronneberger et al., 2015, with batch norm)."
     def __init__(self, width:int=16, # features at full size; twice as many after each halving
@@ -401,7 +409,7 @@ class UNet(nn.Module):
             x = layer(torch.cat([F.interpolate(x, size=skip.shape[-2:]), skip], 1))
         return self.head(x)
 
-# %% ../nbs/06_baselines.ipynb #d223984e
+# %% ../nbs/06_baselines.ipynb #7fcdfce6
 def outline_loss(logits:Tensor, truth:Tensor) -> Tensor: # (B,1,H,W) both
     "Cross-entropy plus one minus soft Dice of the batch: the first is smooth, the second is what is measured."
     p = logits.sigmoid()
@@ -425,7 +433,7 @@ class KeepBest(TrackerCallback):
         if self.new_best: self.kept = {k: v.clone() for k, v in self.learn.model.state_dict().items()}
     def after_fit(self): self.learn.model.load_state_dict(self.kept)
 
-# %% ../nbs/06_baselines.ipynb #b02947f4
+# %% ../nbs/06_baselines.ipynb #3c51663a
 @baseline('supervised U-Net')
 def fit_unet(films:Films, seed:int=0, epochs:int=10, width:int=16) -> Scorer:
     "The ceiling: a U-Net trained on outlines, the best epoch by validation Dice. Nobody with image labels alone can have it."
@@ -435,7 +443,7 @@ def fit_unet(films:Films, seed:int=0, epochs:int=10, width:int=16) -> Scorer:
                   ArrayLoader(valid.film, valid.truth, bs=64), metrics=PixelDice(), cbs=KeepBest('dice'))
     return Scorer(both_ways(lambda films: model(films)[:,0].sigmoid()), model=model)
 
-# %% ../nbs/06_baselines.ipynb #a357af77
+# %% ../nbs/06_baselines.ipynb #bfbbf88b
 SMOKE = { # what each baseline is given in the profile 'smoke': enough to run, not to learn
     'class activation': dict(epochs=1, width=8), 'Grad-CAM': dict(epochs=1, width=.25), 'autoencoder': dict(epochs=1, width=8),
     'PatchCore': dict(epochs=1, width=.25, n=50), 'supervised U-Net': dict(epochs=1, width=4)}
@@ -445,8 +453,8 @@ def fit_any(name:str, # a row of `BASELINES` or of `METHODS`
             folder:Path=None, # where a long training keeps its checkpoint
            ) -> Callable: # a scorer
     "Train one method, ours or a peer, on the same films."
-    if name in training.METHODS: return training.fit_method(films, name, profile, seed, 0, folder)
-    fit = BASELINES[one_of('method', name, [*BASELINES, *training.METHODS])]
+    if name in METHODS: return fit_method(films, name, profile, seed, 0, folder)
+    fit = BASELINES[one_of('method', name, [*BASELINES, *METHODS])]
     return fit(films, seed=seed, **(SMOKE.get(name, {}) if profile == 'smoke' else {}))
 
 def operating_points(scorer:Callable, valid:Films, # validation films
@@ -460,7 +468,7 @@ def operating_points(scorer:Callable, valid:Films, # validation films
         points[MODES[1]] = threshold_for_dice(scores[sick], valid.truth[sick], patients[sick])
     return points
 
-# %% ../nbs/06_baselines.ipynb #a710dec3
+# %% ../nbs/06_baselines.ipynb #bb0ac8ee
 def example_rows(films:Films, # test films
                 ) -> np.ndarray: # four rows
     "The same films for every method, by rule: a small, a middling and a large lesion, and a healthy film."
@@ -480,7 +488,7 @@ def measure_method(scorer:Callable, films:Films, seed:int=0) -> tuple[dict, dict
     if some.truth is not None: arrays['truth'] = np.asarray(some.truth)
     return results, arrays
 
-# %% ../nbs/06_baselines.ipynb #05e7dad3
+# %% ../nbs/06_baselines.ipynb #9b2dee9f
 def slug(name:str) -> str:
     "A name as a folder."
     return name.lower().replace(' ', '-')
@@ -505,25 +513,40 @@ def run_one(name:str, disease:str, films:Callable, # () -> Films, asked only whe
     write_metrics(folder, found | dict(credit=films.credit, **provenance()))
     return read_metrics(folder)
 
-# %% ../nbs/06_baselines.ipynb #32479af2
+# %% ../nbs/06_baselines.ipynb #01162b2f
+def benchmark_settings(profile:str='auto', size:int=0, films:int=0, seed:int=0) -> dict: # size, films a class, profile, seed
+    "Checked settings; 0 is the profile's own, 'auto' is 'gpu' where there is one and 'cpu' elsewhere."
+    if profile == 'auto': profile = 'gpu' if torch.cuda.is_available() else 'cpu'
+    row = PROFILES[one_of('profile', profile, PROFILES)]
+    size = whole_number('size', size, 0) or row['size']
+    if size % 8: raise LazysegError(f"size is {size}; it has to be divisible by 8, for example 64 or 128.")
+    return dict(size=size, films=whole_number('films', films, 0) or row['films'], profile=profile, seed=whole_number('seed', seed, 0))
+
+def method_names(kind:str, # 'method' or 'disease'
+                 given:str, # 'all', or names with commas between
+                ) -> list: # of names
+    "The names of `given`, checked, each once."
+    known = list(DISEASES) if one_of('kind', kind, ('method','disease')) == 'disease' else [*BASELINES, *METHODS]
+    if given.strip() == 'all': return known
+    return list(dict.fromkeys(one_of(kind, name.strip(), known) for name in given.split(',')))
+
+# %% ../nbs/06_baselines.ipynb #ca91eba5
 def benchmark(out:Path|str='reports/benchmark', # folder, from the project's root
               diseases=DISEASES, methods=None, # names; None is every baseline and every method of ours
-              profile:str='cpu', size:int=0, n:int=0, # 0: the profile's size of films and number of films a class
-              seed:int=0) -> dict: # disease -> method -> metrics
+              settings:dict=None, # from `benchmark_settings`
+             ) -> dict: # disease -> method -> metrics
     "Train and score every method on every disease of the phantom; what is there already is kept. Writes the tables and figures."
-    row = PROFILES[one_of('profile', profile, PROFILES)]
-    settings = dict(size=size or row['size'], n=n or row['films'], profile=profile, seed=seed)
-    methods, out, found = list(methods or [*BASELINES, *training.METHODS]), project_root()/out, {}
-    for name in methods: one_of('method', name, [*BASELINES, *training.METHODS])
+    settings, out, found = settings or benchmark_settings(), project_root()/out, {}
     for disease in diseases:
-        one_of('disease', disease, DISEASES)
         @lru_cache(1)
-        def films(disease=disease): return get_films(get_source('phantom', disease=disease, n=settings['n'], seed=seed), settings['size'])
-        found[disease] = {name: run_one(name, disease, films, out, settings) for name in progress(methods, text=disease)}
+        def films(disease=disease):
+            return get_films(get_source('phantom', disease=disease, n=settings['films'], seed=settings['seed']), settings['size'])
+        names = progress(methods or method_names('method', 'all'), text=disease)
+        found[disease] = {name: run_one(name, disease, films, out, settings) for name in names}
         write_tables(found, out) # after every disease, so that a long run can be looked at
     return found
 
-# %% ../nbs/06_baselines.ipynb #dd320c65
+# %% ../nbs/06_baselines.ipynb #196a3bee
 FLOORS, CEILING = ('empty mask', 'lung mask'), 'supervised U-Net'
 
 def long_table(found:dict, # from `benchmark`
@@ -544,7 +567,7 @@ def wide_table(found:dict, metric:str='dice', mode:str=MODES[0]) -> pd.DataFrame
     table['minutes to train'] = [f'{np.mean(minutes[n]):.1f}' if minutes[n] else '' for n in names]
     return table.rename_axis('method')
 
-# %% ../nbs/06_baselines.ipynb #7e6cceb8
+# %% ../nbs/06_baselines.ipynb #dcb554f4
 def to_markdown(table:pd.DataFrame) -> str:
     "A table of text as Markdown."
     lines = [[table.index.name or '', *table.columns], ['---']*(table.shape[1] + 1), *([i, *row] for i, row in zip(table.index, table.to_numpy()))]
@@ -572,7 +595,7 @@ def write_tables(found:dict, out:Path) -> Path: # the Markdown file
     plt.close('all')
     return out/'results.md'
 
-# %% ../nbs/06_baselines.ipynb #50d79550
+# %% ../nbs/06_baselines.ipynb #79c23669
 def figure_benchmark(found:dict, metric:str='dice', mode:str=MODES[0]) -> plt.Figure:
     "One panel a disease: value and interval of every method, the ceiling as a line."
     fig, axes = plt.subplots(1, len(found), figsize=(2.3*len(found) + 1.4, 3.4), sharey=True, squeeze=False, layout='constrained')
@@ -581,7 +604,7 @@ def figure_benchmark(found:dict, metric:str='dice', mode:str=MODES[0]) -> plt.Fi
         for i, name in enumerate(names):
             r = methods.get(name, {}).get('results', {}).get(mode, {}).get(metric)
             if not r or r['value'] is None: continue
-            colour = '#E69F00' if name in training.METHODS else '#56B4E9' if name != CEILING else 'black'
+            colour = '#E69F00' if name in METHODS else '#56B4E9' if name != CEILING else 'black'
             ax.plot(r['value'], i, 'o', color=colour, ms=5)
             if r['low'] is not None: ax.plot([r['low'], r['high']], [i, i], color=colour, lw=2)
             if name == CEILING: ax.axvline(r['value'], color='black', lw=.8, ls=':')
@@ -593,14 +616,14 @@ def figure_benchmark(found:dict, metric:str='dice', mode:str=MODES[0]) -> plt.Fi
 
 def figure_maps(found:dict, disease:str, out:Path) -> plt.Figure:
     "Maps of every method on the same four test films, truth and mask outlined."
-    kept = {n: np.load(Path(out)/disease/slug(n)/'examples.npz') for n, m in found[disease].items() if 'failed' not in m}
+    kept = {n: np.load(project_root()/out/disease/slug(n)/'examples.npz') for n, m in found[disease].items() if 'failed' not in m}
     kept = {n: kept[n] for n in wide_table({disease: found[disease]}).index if n in kept and n not in FLOORS}
     films = next(iter(kept.values()))
     fig, axes = plt.subplots(len(films['film']), len(kept) + 1, figsize=(1.05*len(kept) + 1.2, 4.6), layout='constrained', squeeze=False)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     for row, film in enumerate(films['film']): axes[row,0].imshow(film, cmap='gray', vmin=0, vmax=255)
     for column, (name, a) in enumerate(kept.items(), 1):
-        axes[0,column].set_title(name.replace(' ', '\\n', 1), fontsize=7)
+        axes[0,column].set_title(name.replace(' ', '\n').replace('mean-', 'mean-\n'), fontsize=7)
         for row, (heat, mask) in enumerate(zip(a['maps'], a['masks'])):
             axes[row,column].imshow(heat, cmap='magma', vmin=0, vmax=max(float(a['maps'].max()), 1e-6))
             outline(axes[row,column], mask, MARKED, 'marked')

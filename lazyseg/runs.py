@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from .core import LazysegError, one_of, project_root, whole_file
-from .data import Films, get_films, get_source
+from .data import VIEWS, Films, get_films, get_source
 from .thresholding import OperatingPoint
 from .training import METHODS, PROFILES
 
@@ -34,7 +34,7 @@ class Settings:
     source: str  # one of `SOURCES`
     data: str  # where the films are, for any source but the phantom
     where: str  # a pandas query that keeps a part of the table
-    view: str  # 'film', 'crop' or 'lungs': what of the film is seen, see the chapter on data
+    view: str  # what of the film is seen, one of `VIEWS` in the chapter on data
     method: str  # one of `METHODS`
     size: int  # height of the films in pixels
     profile: str  # one of `PROFILES`
@@ -61,7 +61,7 @@ def check_settings(disease='pneumonia', source='phantom', data='', where='', vie
     "Check every parameter of a run; paths are taken from the project's root. Wrong ones raise a `LazysegError`."
     if profile == 'auto': profile = 'gpu' if torch.cuda.is_available() else 'cpu'
     one_of('profile', profile, PROFILES), one_of('method', method, METHODS), one_of('source', source, SOURCES)
-    one_of('view', view, ['film', 'crop', 'lungs'])
+    one_of('view', view, VIEWS)
     if source == 'phantom': one_of('disease', disease, DISEASES)
     elif not data: raise LazysegError(f"source is {source!r}, which needs films: set data to their folder or table.")
     if not str(disease).strip(): raise LazysegError("disease is empty. Name the label that diseased films carry.")
@@ -103,7 +103,7 @@ def get_run_films(settings:Settings) -> Films: # with splits train, valid and te
     "Read the films that `settings` name, and check that every split has both kinds."
     if settings.source == 'phantom': how = dict(n=PROFILES[settings.profile]['films'], size=settings.size, seed=settings.seed)
     else: how = dict(data=settings.data, where=settings.where or None, seed=settings.seed)
-    films = get_films(get_source(settings.source, disease=settings.disease, **how), settings.size)
+    films = get_films(get_source(settings.source, disease=settings.disease, **how), settings.size, view=settings.view)
     for split in ('train', 'valid', 'test'):
         there = films.table.diseased[films.table.split == split]
         if there.nunique() < 2:

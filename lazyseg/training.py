@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MAPS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'judge', 'frozen', 'Side',
-           'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs', 'Watch', 'schedule',
+           'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs', 'Pace', 'Watch', 'schedule',
            'get_learner', 'GeneratorScorer', 'difference_map', 'mask_map', 'quotient_map', 'product_map', 'Checkpoint',
            'fit_method']
 
 # %% ../nbs/03_training.ipynb #e0db7164
 import copy, json, math, time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback, CancelFitException
+import fastai.callback.progress # gives a Learner its bar, and no_bar
 from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_scheds
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
@@ -25,8 +27,9 @@ from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from torch import nn, Tensor
 
-from .core import LazysegError, one_of, whole_file
+from .core import LazysegError, one_of, somebody_watches, whole_file
 from .data import unpaired_loaders
+from .exercises import NoValidation, teach
 from .thresholding import paper_map
 from .models import Counterpart, Discriminator, Generator
 
@@ -36,7 +39,7 @@ class Method:
     "The choices that make a method; every field is one column of the table."
     head: str = 'mask'  # what the generator may change: plain, additive, mask, warp
     cycle: str = 'none'  # 'none': one-sided; 'full': there and back; 'guided': back by a mask
-    width: int = 32  # features of the generator after its first step
+    width: int = 16  # features of the generator after its first step
     blocks: int = 6  # residual blocks
     norm: str = 'batch'  # generator's normalisation
     upsample: str = 'resize'  # resize or transpose
@@ -57,14 +60,15 @@ class Method:
     average: float = .995  # moving average of the generator's weights; 0 is none
     batch_size: int = 8  # films of each domain in a step
     augment: str = 'rotate'  # see `unpaired_loaders`
-    map: str = 'product'  # how a map is made, see `MAPS`
+    map: str = 'difference'  # how a map is made, see `MAPS`
+    exercises: float = .4  # steps of the second stage, as a share of the first's; 0: no second stage
 
 # %% ../nbs/03_training.ipynb #9184793c
 METHODS = {
-    'paper': Method(head='plain', cycle='full', upsample='transpose', sick=0., identity=0., area=0., lr=5e-3,
-                    critic_lr=2e-4, decay=0., average=0., augment='paper', map='paper'),
-    'cyclegan': Method(head='plain', cycle='full', norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
-                       lr=2e-4, critic_lr=2e-4, average=0., map='difference'),
+    'paper': Method(head='plain', cycle='full', width=32, upsample='transpose', sick=0., identity=0., area=0., lr=5e-3,
+                    critic_lr=2e-4, decay=0., average=0., augment='paper', map='paper', exercises=0.),
+    'cyclegan': Method(head='plain', cycle='full', width=32, norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
+                       lr=2e-4, critic_lr=2e-4, average=0., exercises=0.),
     'lazyseg': Method(),
 }
 
@@ -183,8 +187,9 @@ class Translator(nn.Module):
 
 # %% ../nbs/03_training.ipynb #ea5ce954
 class BothDomains(Callback):
-    "Hands both halves of an unpaired batch to the model."
+    "Hands both halves of an unpaired batch to the model; deals the films of an epoch by its number."
     order = -10
+    def before_train(self): self.learn.dls.train.epoch = self.learn.epoch # so a training that goes on sees what it would have seen
     def before_batch(self):
         both = (*self.learn.xb, *self.learn.yb)
         self.learn.xb = self.learn.yb = both
@@ -205,7 +210,8 @@ class MovingAverage(Callback):
         model = self.learn.model
         if not (self.training and model.averaged is not None): return
         # A short memory at first, or the average would remember the random start.
-        keep = min(model.m.average, (1 + self.train_iter) / (10 + self.train_iter))
+        step = self.epoch * self.n_iter + self.iter
+        keep = min(model.m.average, (1 + step) / (10 + step))
         with torch.no_grad():
             for kept, now in zip(model.averaged.state_dict().values(), model.there.generator.state_dict().values()):
                 if kept.is_floating_point(): kept.lerp_(now, 1 - keep)
@@ -222,14 +228,29 @@ class Costs(Callback):
         for k, v in self.learn.pred.items(): self.sums[k] = self.sums.get(k, 0) + v.detach()
     def after_train(self): self.epochs.append({k: float(v) / self.n for k, v in self.sums.items()})
 
+# %% ../nbs/03_training.ipynb #c09cc8a0
+class Pace(Callback):
+    "Once a minute, a line on how far the training is."
+    run_valid = False
+    def before_fit(self): self.started = self.said = time.monotonic()
+    def after_epoch(self):
+        now, done, first = time.monotonic(), self.epoch + 1, getattr(self, 'first', self.epoch)
+        self.first = first
+        if now - self.said < 60: return
+        self.said, spent = now, (now - self.started) / 60
+        print(f'epoch {done} of {self.n_epoch}: {spent:.0f} minutes, about {spent / (done - first) * (self.n_epoch - done):.0f} more', flush=True)
+
 # %% ../nbs/03_training.ipynb #cfa9f939
 class Watch(Callback):
     "Stops a training that has diverged, and says what to try."
     order = 60
     def after_batch(self):
-        if self.training and self.train_iter % 10 == 0 and not torch.isfinite(self.learn.pred['loss']):
+        if self.training and self.iter % 10 == 0: self.look()
+    def after_train(self): self.look()
+    def look(self):
+        if not torch.isfinite(self.learn.pred['loss']):
             bad = [k for k, v in self.learn.pred.items() if not torch.isfinite(v)]
-            raise LazysegError(f"Training diverged at step {self.train_iter}: {', '.join(bad)} is not a finite number. "
+            raise LazysegError(f"Training diverged in epoch {self.epoch + 1}: {', '.join(bad)} is not a finite number. "
                                "Try a lower learning rate (lr, critic_lr), or another seed.")
 
 # %% ../nbs/03_training.ipynb #aa884799
@@ -252,7 +273,7 @@ def get_learner(dls:DataLoaders, # of (healthy, diseased), see `unpaired_loaders
     set_seed(seed, reproducible=True)
     adam = partial(OptimWrapper, opt=torch.optim.Adam, betas=(.5, .999), foreach=True)
     return Learner(dls, Translator(m), loss_func=total, opt_func=adam, splitter=two_groups, lr=m.lr,
-                   cbs=[BothDomains(), MovingAverage(), Costs(), Watch(), *cbs], **kwargs)
+                   cbs=[BothDomains(), NoValidation(), MovingAverage(), Costs(), Watch(), Pace(), *cbs], **kwargs)
 
 # %% ../nbs/03_training.ipynb #9cc66116
 class GeneratorScorer:
@@ -302,9 +323,11 @@ class Checkpoint(Callback):
 
     def state(self) -> dict:
         return dict(model=self.learn.model.state_dict(), optimiser=self.learn.opt.state_dict(), epoch=self.learn.epoch + 1,
-                    choices=json.dumps(asdict(self.learn.model.m)), costs=self.learn.costs.epochs)
+                    choices=self.choices(), costs=self.learn.costs.epochs)
 
-    def before_train(self): self.learn.dls.train.epoch = self.learn.epoch # the loader deals by this number
+    def choices(self) -> str: # what shapes the weights; how a map is made of them later does not
+        return json.dumps({k: v for k, v in asdict(self.learn.model.m).items() if k not in ('map', 'exercises')})
+
     def after_epoch(self):
         with whole_file(self.path) as p: torch.save(self.state(), p)
 
@@ -312,7 +335,7 @@ class Checkpoint(Callback):
         "Load the checkpoint into the learner; 0 where there is none."
         if not self.path.exists(): return 0
         state = torch.load(self.path, map_location='cpu', weights_only=True) # runs no code from the file
-        if state['choices'] != json.dumps(asdict(self.learn.model.m)):
+        if state['choices'] != self.choices():
             raise LazysegError(f"{self.path} was made by other settings. Delete it, or give another folder.")
         self.learn.model.load_state_dict(state['model'])
         if self.learn.opt is None: self.learn.create_opt()
@@ -323,7 +346,7 @@ class Checkpoint(Callback):
 # %% ../nbs/03_training.ipynb #58fc8ed2
 PROFILES = {
     'smoke': dict(size=32, films=60, steps=6, changes=dict(width=8, blocks=1, critic_width=8, critic_steps=2)),
-    'cpu': dict(size=64, films=2000, steps=2400, changes={}),
+    'cpu': dict(size=64, films=2000, steps=4000, changes={}),
     'gpu': dict(size=128, films=4000, steps=20_000, changes={}),
     'paper': dict(size=128, films=2000, epochs=500, changes={}),
 }
@@ -347,7 +370,8 @@ def fit_method(films, # `Films` with splits train and valid
     learn.create_opt()
     done = cbs[0].restore() if cbs else 0
     started = time.perf_counter()
-    with learn.no_logging(): learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
+    with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
+    if m.exercises: scorer = teach(scorer, films, max(1, round(m.exercises * epochs * len(dls.train))), m.width, seed=seed)
     scorer.learn, scorer.trained_seconds = learn, time.perf_counter() - started
     return scorer

@@ -1,0 +1,176 @@
+"Peers and ceilings: shapes, faults, determinism, and a benchmark that resumes."
+import json
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lazyseg import baselines as b
+from lazyseg.core import LazysegError
+from lazyseg.data import Films
+from lazyseg.evaluation import image_auroc, pixel_average_precision
+from lazyseg.thresholding import score_films
+
+
+def blobs(n=60, height=32, width=32, seed=0, contrast=80) -> Films:
+    "Noise; in the odd films a bright square, whose place is the truth."
+    rng = np.random.default_rng(seed)
+    film = rng.normal(100, 12, (n, height, width))
+    truth, sick = np.zeros(film.shape, np.uint8), np.arange(n) % 2 == 1
+    for i in np.flatnonzero(sick):
+        y, x = rng.integers(2, height - 10), rng.integers(2, width - 10)
+        truth[i, y:y+8, x:x+8] = 1
+    film = (film + float(contrast)*truth).clip(0, 255).astype(np.uint8)
+    split = np.array(['train', 'train', 'valid', 'test'])[np.arange(n)//2 % 4]
+    table = pd.DataFrame(dict(path='', patient=[f'p{i}' for i in range(n)], labels='', diseased=sick, split=split))
+    return Films(film, table, truth=truth, lungs=np.ones_like(truth), credit='noise')
+
+
+@pytest.mark.parametrize('name', list(b.BASELINES))
+@pytest.mark.parametrize('shape', [(32, 32), (32, 48)])
+def test_every_baseline_is_a_scorer(name, shape):
+    films = blobs(32, *shape)
+    scorer = b.BASELINES[name](films, **b.SMOKE.get(name, {}))
+    maps = b.maps_of(scorer, films)
+    assert maps.shape == films.film.shape and np.isfinite(maps).all() and maps.min() >= 0
+    assert scorer.name == name and scorer.trained_seconds >= 0 and scorer.processor_seconds >= 0
+    if name != 'lung mask': # one film at a time gives what a batch gives: no method leaks from film to film
+        loose = 5e-3 if name == 'PatchCore' else 1e-4 # distances come from a matrix product, whose rounding depends on its shape
+        np.testing.assert_allclose(score_films(scorer, films[:3], batch_size=1), maps[:3], rtol=1e-3, atol=loose)
+
+
+@pytest.mark.parametrize('fit', [b.fit_activation, b.fit_gradcam, b.fit_autoencoder, b.fit_patchcore, b.fit_unet])
+def test_the_same_seed_gives_the_same_maps(fit):
+    films = blobs(32)
+    settings = b.SMOKE[fit(films, **b.SMOKE[next(n for n, f in b.BASELINES.items() if f is fit)]).name]
+    one, two, other = (score_films(fit(films, seed=s, **settings), films[:4]) for s in (0, 0, 1))
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_training_leaves_the_callers_random_numbers_alone():
+    films = blobs(32)
+    torch.manual_seed(3), np.random.seed(3)
+    expected = torch.rand(2), np.random.rand(2)
+    torch.manual_seed(3), np.random.seed(3)
+    b.fit_activation(films, epochs=1, width=4)
+    torch.testing.assert_close(torch.rand(2), expected[0])
+    np.testing.assert_array_equal(np.random.rand(2), expected[1])
+
+
+def test_a_classifier_learns_and_its_map_points_at_the_square():
+    films = blobs(400)
+    train, test = films.split('train'), films.split('test')
+    model = b.fit_classifier(train.film, train.table.diseased, epochs=8, make_model=partial(b.FilmClassifier, width=8))
+    sick = test.table.diseased.to_numpy(bool)
+    assert ((b.predict(model, test.film) > .5) == sick).mean() > .9
+    maps = score_films(b.Scorer(b.activation_map(model)), test)
+    assert pixel_average_precision(maps[sick], test.truth[sick]) > .12 # twice what chance gives
+
+
+def test_the_unet_finds_the_square():
+    films = blobs(160)
+    maps = score_films(b.fit_unet(films, epochs=8, width=4), films.split('test'))
+    assert pixel_average_precision(maps, films.split('test').truth) > .8
+
+
+def test_validation_chooses_the_sign():
+    bright, dark = blobs(80), blobs(80, contrast=-80)
+    assert b.fit_intensity(bright).choice.startswith('bright') and b.fit_intensity(dark).choice.startswith('dark')
+    assert b.fit_mean_difference(dark).choice.startswith(('darker', 'different'))
+
+
+def test_grad_cam_of_the_last_layer_is_the_class_activation_map():
+    "Where the verdict is the mean of a map, the gradient is the head's weights over the number of places."
+    model = b.FilmClassifier(width=4, stride=4).eval()
+    films = torch.rand(3, 1, 32, 32)
+    evidence = model.evidence(films) - model.head.bias
+    expected = b.upsample((evidence/evidence[0].numel()).clamp(min=0), films, corners=True)
+    torch.testing.assert_close(b.grad_cam(model, model.body, films), expected.detach())
+
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_grad_cam_works_where_gradients_are_off(mode):
+    model = b.FilmClassifier(width=4).eval()
+    with mode(): maps = b.grad_cam(model, model.body, torch.rand(2, 1, 32, 32))
+    assert maps.shape == (2, 32, 32) and not maps.requires_grad
+
+
+def test_maps_are_not_shifted():
+    "The evidence of one place answers to the films' pixels around its middle: no half-pixel drift in the down-sampling."
+    model = b.FilmClassifier(width=4, stride=4).eval()
+    film = torch.rand(1, 1, 64, 64, requires_grad=True)
+    seen = sum(torch.autograd.grad(model.evidence(film)[0, 8, 8], film)[0][0, 0].abs()
+               for model in (b.FilmClassifier(width=4, stride=4).eval() for _ in range(30)))
+    at = torch.arange(64.)
+    centre = float((seen.sum(1)*at).sum()/seen.sum())
+    assert abs(centre - (8*4 + 1.5)) < .75
+
+
+def test_faults_say_what_is_missing():
+    films = blobs(32)
+    bare = Films(films.film, films.table)
+    with pytest.raises(LazysegError, match='without outlines'): b.fit_unet(bare)
+    with pytest.raises(LazysegError, match='lung masks'): b.fit_lungs(bare)
+    with pytest.raises(LazysegError, match='lung masks'): b.maps_of(b.fit_lungs(films), bare)
+    with pytest.raises(LazysegError, match="'valid' holds no healthy film"):
+        b.fit_intensity(films[(films.table.split != 'valid') | films.table.diseased])
+    with pytest.raises(LazysegError, match="'train' holds no diseased film"):
+        b.fit_activation(films[(films.table.split != 'train') | ~films.table.diseased])
+    with pytest.raises(LazysegError, match='pool'): b.FilmClassifier(pool='max')
+    with pytest.raises(LazysegError, match='stride'): b.FilmClassifier(stride=3)
+    with pytest.raises(LazysegError, match='method'): b.fit_any('magic', films)
+    with pytest.raises(LazysegError, match='divisible by 8'): b.benchmark_settings('smoke', size=30)
+
+
+def run(tmp_path, monkeypatch, names=('empty mask', 'mean-healthy difference')):
+    films, settings = blobs(64), b.benchmark_settings('smoke')
+    monkeypatch.setenv('LAZYSEG_CACHE', str(tmp_path/'cache'))
+    return {'pneumonia': {n: b.run_one(n, 'pneumonia', lambda: films, tmp_path, settings) for n in names}}
+
+
+def test_a_benchmark_resumes_and_mends_what_is_broken(tmp_path, monkeypatch):
+    first = run(tmp_path, monkeypatch)
+    file = tmp_path/'pneumonia'/'mean-healthy-difference'/'metrics.json'
+    written = file.stat().st_mtime_ns
+    assert run(tmp_path, monkeypatch) == first and file.stat().st_mtime_ns == written
+    file.write_text(file.read_text()[:100]) # a disk that filled up
+    again = run(tmp_path, monkeypatch)
+    assert again['pneumonia']['mean-healthy difference']['results'] == first['pneumonia']['mean-healthy difference']['results']
+    monkeypatch.setitem(b.BASELINES, 'mean-healthy difference', lambda *a, **k: pytest.fail('trained again'))
+    run(tmp_path, monkeypatch)
+    changed = json.loads(file.read_text())
+    changed['settings']['seed'] = 7
+    file.write_text(json.dumps(changed))
+    with pytest.raises(pytest.fail.Exception): run(tmp_path, monkeypatch)
+
+
+def test_a_method_that_diverges_is_a_row_of_the_table(tmp_path, monkeypatch):
+    def diverge(films, **settings): raise LazysegError('Training diverged at step 7.')
+    monkeypatch.setitem(b.BASELINES, 'autoencoder', diverge)
+    found = run(tmp_path, monkeypatch, ('empty mask', 'autoencoder', 'mean-healthy difference'))
+    assert b.wide_table(found).loc['autoencoder', 'pneumonia'] == 'did not train'
+    text = b.write_tables(found, tmp_path).read_text()
+    assert 'diverged at step 7' in text and 'empty mask' in text and 'noise' in text
+    rows = pd.read_csv(tmp_path/'results.csv')
+    assert set(rows.method) == {'empty mask', 'mean-healthy difference'}
+    assert len(json.loads((tmp_path/'results.json').read_text())) == len(rows)
+
+
+def test_thresholds_come_from_validation_films(tmp_path, monkeypatch):
+    films = blobs(64)
+    seen = []
+    monkeypatch.setattr(b, 'threshold_for_estimated_dice', lambda *a, patients, **k: seen.extend(patients) or b.SURE)
+    monkeypatch.setattr(b, 'threshold_for_dice', lambda s, t, patients, **k: seen.extend(patients) or b.SURE)
+    b.measure_method(b.fit_intensity(films), films)
+    assert seen and set(seen) <= set(films.split('valid').table.patient)
+
+
+def test_the_floors_do_what_they_say():
+    films = blobs(64)
+    empty, lungs = (b.measure_method(fit(films), films)[0]['label-only'] for fit in (b.fit_empty, b.fit_lungs))
+    assert empty['dice']['value'] == 0 and empty['marked_healthy']['value'] == 0
+    assert lungs['marked_healthy']['value'] == 1
+    assert image_auroc(b.maps_of(b.fit_empty(films), films), films.table.diseased) == .5

@@ -1,0 +1,74 @@
+"""Training: resume to the same bits, refuse foreign checkpoints, notice divergence, keep domains apart."""
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lazyseg.core import LazysegError
+from lazyseg.data import Films
+from lazyseg.training import GeneratorScorer, Translator, fit_method, method
+
+TINY = dict(width=8, blocks=1, critic_width=8, critic_steps=2)
+
+
+@pytest.fixture(scope="module")
+def films():
+    rng = np.random.default_rng(0)
+    film = rng.integers(0, 255, (40, 32, 32), dtype=np.uint8)
+    table = pd.DataFrame(dict(path=[f"{i}.png" for i in range(40)], patient=[f"p{i}" for i in range(40)], labels="", diseased=np.arange(40) % 2 == 1,
+                              split=["train"] * 30 + ["valid"] * 10))
+    return Films(film=film, table=table)
+
+
+def weights(scorer):
+    return torch.cat([v.flatten().float() for v in scorer.generator.state_dict().values()])
+
+
+@pytest.mark.parametrize("name", ["lazyseg", "cyclegan", "paper"])
+def test_a_stopped_training_ends_with_the_same_bits(films, tmp_path, name):
+    whole = fit_method(films, name, "smoke", epochs=4, **TINY)
+    import lazyseg.training as training
+    after_epoch = training.Checkpoint.after_epoch
+
+    def stop_after_two(self):
+        after_epoch(self)
+        if self.learn.epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Checkpoint, "after_epoch", stop_after_two)
+        with pytest.raises(KeyboardInterrupt):
+            fit_method(films, name, "smoke", epochs=4, folder=tmp_path, **TINY)
+    resumed = fit_method(films, name, "smoke", epochs=4, folder=tmp_path, **TINY)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert len(resumed.learn.costs.epochs) == 4
+
+
+def test_a_checkpoint_of_other_settings_is_refused(films, tmp_path):
+    fit_method(films, "lazyseg", "smoke", epochs=1, folder=tmp_path, **TINY)
+    with pytest.raises(LazysegError, match="other settings"):
+        fit_method(films, "lazyseg", "smoke", epochs=1, folder=tmp_path, **{**TINY, "area": .3})
+
+
+def test_divergence_is_noticed_and_said(films):
+    with pytest.raises(LazysegError, match="Training diverged"):
+        fit_method(films, "lazyseg", "smoke", epochs=8, lr=1e30, average=0., **TINY)
+
+
+def test_swapped_domains_make_another_generator(films):
+    swapped = Films(film=films.film, table=films.table.assign(diseased=~films.table.diseased))
+    one, other = (fit_method(f, "lazyseg", "smoke", epochs=1, **TINY) for f in (films, swapped))
+    assert not torch.equal(weights(one), weights(other))
+
+
+def test_every_method_gives_maps_that_are_not_negative(films):
+    batch = torch.from_numpy(films.film[:4])[:, None].float() / 255
+    for name in ("lazyseg", "cyclegan", "paper"):
+        m = method(name, **TINY)
+        maps = GeneratorScorer(Translator(m).generator, m.map, name)(batch)
+        assert maps.shape == (4, 32, 32) and (maps >= 0).all() and torch.isfinite(maps).all()
+
+
+def test_one_domain_missing_is_said(films):
+    with pytest.raises(LazysegError):
+        fit_method(Films(film=films.film, table=films.table.assign(diseased=True)), "lazyseg", "smoke", **TINY)
