@@ -61,7 +61,7 @@ class Method:
     batch_size: int = 8  # films of each domain in a step
     augment: str = 'rotate'  # see `unpaired_loaders`
     map: str = 'difference'  # how a map is made, see `MAPS`
-    exercises: float = .4  # steps of the second stage, as a share of the first's; 0: no second stage
+    exercises: float = .5  # steps of the second stage, as a share of the first's; 0: no second stage
 
 # %% ../nbs/03_training.ipynb #9184793c
 METHODS = {
@@ -346,7 +346,7 @@ class Checkpoint(Callback):
 # %% ../nbs/03_training.ipynb #58fc8ed2
 PROFILES = {
     'smoke': dict(size=32, films=60, steps=6, changes=dict(width=8, blocks=1, critic_width=8, critic_steps=2)),
-    'cpu': dict(size=64, films=2000, steps=4000, changes={}),
+    'cpu': dict(size=64, films=2000, steps=2400, changes={}),
     'gpu': dict(size=128, films=4000, steps=20_000, changes={}),
     'paper': dict(size=128, films=2000, epochs=500, changes={}),
 }
