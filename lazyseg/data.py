@@ -810,7 +810,7 @@ def phantom_source(data=None, # not used: the phantom renders its films
 SOURCES = dict(phantom=phantom_source, table=table_source, folder=folder_source, pneumonia=pneumonia_source, nih=nih_source,
                **{kind: partial(outlined_source, kind) for kind in OUTLINED})
 
-def get_source(name:str, # one of SOURCES
+def get_source(name:str, /, # one of SOURCES
                data=None, # where the films are: a CSV, a DataFrame or a folder; the phantom needs none
                disease:str='pneumonia', # what makes a film diseased
                **how, # what that source takes besides: healthy=, diseased=, where=, split=, columns=, truth=, seed= ...

@@ -20,7 +20,8 @@ from fastai.data.load import DataLoader
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, set_seed
 from contextlib import nullcontext
-from torch import nn, Tensor
+from skimage.filters import threshold_otsu
+from torch import Tensor
 
 from .core import LazysegError, somebody_watches
 from .data import Films, augment_batch
@@ -40,8 +41,8 @@ def lesions_of(scorer, # a `GeneratorScorer`
             scores.append(smooth(scorer(x)[:, None].cpu())[:, 0]), changes.append((x - scorer.counterpart(x).film.cpu())[:, 0])
         return torch.cat(changes), torch.cat(scores)
     changes, scores = both(films.diseased)
-    level = torch.from_numpy(np.quantile(both(films.healthy)[1].numpy(), 1 - rare, keepdims=True)).squeeze().to(scores)
-    where = scores > level
+    level = max(threshold_otsu(scores.numpy()) if np.ptp(scores.numpy()) else 0., np.quantile(both(films.healthy)[1].numpy(), 1 - rare))
+    where = scores > float(level)
     if not where.any(): raise LazysegError("The generator marks no more on diseased films than on healthy ones, so there is nothing to paste. "
                                            "Train it longer, or on more films.")
     return changes.half().numpy(), where.numpy()

