@@ -124,7 +124,8 @@ def test_slider_moves_mask_and_dice(lab, page, tmp_path):
     pictures = PICTURES or tmp_path
     page.call('Page.navigate', url=f'{lab}lab/tree/slider.ipynb')
     wait_for(lambda: page.js("!!window.jupyterapp && !!document.querySelector('.jp-Notebook .jp-CodeCell')"), 180, 'the notebook')
-    wait_for(lambda: page.js("!document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=connecting]')"), 60, 'the kernel')
+    # before its kernel answers, running a cell opens a dialog that asks for a kernel
+    wait_for(lambda: page.js("window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status") == 'idle', 180, 'the kernel')
     page.js("void window.jupyterapp.commands.execute('notebook:run-all-cells')") # void: its promise waits for the cells
     said = "[...document.querySelectorAll('.widget-html-content')].map(e => e.innerText).join(' ')"
     shown = "document.querySelector('.widget-image')?.src"
