@@ -27,10 +27,13 @@ def train(progress:bool=True, # show a bar over the cells
     running = settings.folder/'train.running.ipynb'
     try:
         papermill.execute_notebook(str(notebook), str(running), parameters={k: v for k, v in parameters.items()}, cwd=str(project_root()),
-                                   kernel_name='python3', progress_bar=progress, log_output=False)
+                                   kernel_name='python3', progress_bar=progress, stdout_file=sys.stderr if progress else None)
     except papermill.PapermillExecutionError as e: # the notebook so far is kept for a look
         raise LazysegError(f"The run stopped: {e.ename}: {e.evalue}\nThe notebook as far as it came: {running}") from e
-    running.replace(settings.folder/'train.ipynb')
+    # A report may be shown to others: it names files from the project's root on, not where that root lies.
+    text = running.read_text(encoding='utf-8').replace(f'{project_root()}/', '')
+    with whole_file(settings.folder/'train.ipynb') as p: p.write_text(text, encoding='utf-8')
+    running.unlink()
     return settings.folder
 
 # %% ../nbs/cli.ipynb #e8f9e1dc

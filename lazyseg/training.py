@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MAPS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'judge', 'frozen', 'Side',
-           'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs', 'Watch', 'schedule',
+           'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs', 'Pace', 'Watch', 'schedule',
            'get_learner', 'GeneratorScorer', 'difference_map', 'mask_map', 'quotient_map', 'product_map', 'Checkpoint',
-           'fit_method']
+           'fingerprint', 'fit_method', 'second_stage']
 
 # %% ../nbs/03_training.ipynb #e0db7164
-import copy, json, math, time
+import copy, hashlib, json, math, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -29,8 +29,9 @@ from torch import nn, Tensor
 
 from .core import LazysegError, one_of, somebody_watches, whole_file
 from .data import unpaired_loaders
+from .exercises import NoValidation, PupilScorer, teach
 from .thresholding import paper_map
-from .models import Counterpart, Discriminator, Generator
+from .models import Counterpart, Discriminator, Generator, Outliner
 
 # %% ../nbs/03_training.ipynb #946b6600
 @dataclass(frozen=True)
@@ -59,14 +60,15 @@ class Method:
     average: float = .995  # moving average of the generator's weights; 0 is none
     batch_size: int = 8  # films of each domain in a step
     augment: str = 'rotate'  # see `unpaired_loaders`
-    map: str = 'product'  # how a map is made, see `MAPS`
+    map: str = 'difference'  # how a map is made, see `MAPS`
+    exercises: float = .5  # steps of the second stage, as a share of the first's; 0: no second stage
 
 # %% ../nbs/03_training.ipynb #9184793c
 METHODS = {
     'paper': Method(head='plain', cycle='full', width=32, upsample='transpose', sick=0., identity=0., area=0., lr=5e-3,
-                    critic_lr=2e-4, decay=0., average=0., augment='paper', map='paper'),
+                    critic_lr=2e-4, decay=0., average=0., augment='paper', map='paper', exercises=0.),
     'cyclegan': Method(head='plain', cycle='full', width=32, norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
-                       lr=2e-4, critic_lr=2e-4, average=0., map='difference'),
+                       lr=2e-4, critic_lr=2e-4, average=0., exercises=0.),
     'lazyseg': Method(),
 }
 
@@ -226,6 +228,18 @@ class Costs(Callback):
         for k, v in self.learn.pred.items(): self.sums[k] = self.sums.get(k, 0) + v.detach()
     def after_train(self): self.epochs.append({k: float(v) / self.n for k, v in self.sums.items()})
 
+# %% ../nbs/03_training.ipynb #c09cc8a0
+class Pace(Callback):
+    "Once a minute, a line on how far the training is."
+    run_valid = False
+    def before_fit(self): self.started = self.said = time.monotonic()
+    def after_epoch(self):
+        now, done, first = time.monotonic(), self.epoch + 1, getattr(self, 'first', self.epoch)
+        self.first = first
+        if now - self.said < 60: return
+        self.said, spent = now, (now - self.started) / 60
+        print(f'epoch {done} of {self.n_epoch}: {spent:.0f} minutes, about {spent / (done - first) * (self.n_epoch - done):.0f} more', flush=True)
+
 # %% ../nbs/03_training.ipynb #cfa9f939
 class Watch(Callback):
     "Stops a training that has diverged, and says what to try."
@@ -259,7 +273,7 @@ def get_learner(dls:DataLoaders, # of (healthy, diseased), see `unpaired_loaders
     set_seed(seed, reproducible=True)
     adam = partial(OptimWrapper, opt=torch.optim.Adam, betas=(.5, .999), foreach=True)
     return Learner(dls, Translator(m), loss_func=total, opt_func=adam, splitter=two_groups, lr=m.lr,
-                   cbs=[BothDomains(), MovingAverage(), Costs(), Watch(), *cbs], **kwargs)
+                   cbs=[BothDomains(), NoValidation(), MovingAverage(), Costs(), Watch(), Pace(), *cbs], **kwargs)
 
 # %% ../nbs/03_training.ipynb #9cc66116
 class GeneratorScorer:
@@ -305,21 +319,27 @@ class Checkpoint(Callback):
     "Writes the state of a training after every epoch, and takes it up again when there is one."
     order = 70 # after everything that changes the state
     def __init__(self, path:Path|str, # the checkpoint's file
-                ): self.path = Path(path)
+                 run:dict|None=None, # what else tells this training from others: seed, epochs, films
+                ): self.path, self.run = Path(path), run or {}
 
     def state(self) -> dict:
         return dict(model=self.learn.model.state_dict(), optimiser=self.learn.opt.state_dict(), epoch=self.learn.epoch + 1,
-                    choices=json.dumps(asdict(self.learn.model.m)), costs=self.learn.costs.epochs)
+                    choices=self.choices(), costs=self.learn.costs.epochs)
+
+    def choices(self) -> str: # what shapes the weights; how a map is made of them later does not
+        return json.dumps({k: v for k, v in asdict(self.learn.model.m).items() if k not in ('map', 'exercises')} | self.run)
 
     def after_epoch(self):
         with whole_file(self.path) as p: torch.save(self.state(), p)
 
-    def restore(self) -> int: # epochs that are done
-        "Load the checkpoint into the learner; 0 where there is none."
+    def restore(self, epochs:int) -> int: # epochs that are done
+        "Load the checkpoint into the learner. A finished training of other settings is left for a new one, an unfinished one is an error."
         if not self.path.exists(): return 0
         state = torch.load(self.path, map_location='cpu', weights_only=True) # runs no code from the file
-        if state['choices'] != json.dumps(asdict(self.learn.model.m)):
-            raise LazysegError(f"{self.path} was made by other settings. Delete it, or give another folder.")
+        if state['choices'] != self.choices():
+            if state['epoch'] >= json.loads(state['choices']).get('epochs', math.inf): return 0
+            raise LazysegError(f"{self.path} belongs to an unfinished training with other settings. Run that one to its end, "
+                               "delete the file, or give another folder (out).")
         self.learn.model.load_state_dict(state['model'])
         if self.learn.opt is None: self.learn.create_opt()
         self.learn.opt.load_state_dict(state['optimiser'])
@@ -329,31 +349,55 @@ class Checkpoint(Callback):
 # %% ../nbs/03_training.ipynb #58fc8ed2
 PROFILES = {
     'smoke': dict(size=32, films=60, steps=6, changes=dict(width=8, blocks=1, critic_width=8, critic_steps=2)),
-    'cpu': dict(size=64, films=2000, steps=4000, changes={}),
+    'cpu': dict(size=64, films=2000, steps=2400, changes={}),
     'gpu': dict(size=128, films=4000, steps=20_000, changes={}),
     'paper': dict(size=128, films=2000, epochs=500, changes={}),
 }
 
 # %% ../nbs/03_training.ipynb #e5cd21f8
+def fingerprint(films) -> str:
+    "A short name for what is trained on: the table and a sample of the pixels."
+    rows = films.table[['path', 'diseased', 'split']].to_csv(index=False).encode()
+    return hashlib.sha256(rows + np.ascontiguousarray(films.film[:64]).tobytes() + str(films.film.shape).encode()).hexdigest()[:16]
+
+# %% ../nbs/03_training.ipynb #1ddb689a
 def fit_method(films, # `Films` with splits train and valid
                method_name:str='lazyseg', # a row of `METHODS`
                profile:str='cpu', # a row of `PROFILES`
                seed:int=0, # of weights, order and augmentation
                epochs:int=0, # passes over the larger domain; 0: the profile's
-               folder:Path|str|None=None, # for the checkpoint
+               folder:Path|str|None=None, # for what a stopped training needs to go on
                **changes, # fields of `Method`
-              ) -> GeneratorScorer:
-    "Train a method on unpaired films; the scorer carries `learn` and `trained_seconds`."
-    size = PROFILES[one_of('profile', profile, PROFILES)]
+              ) -> GeneratorScorer: # or a `PupilScorer`, where the method has a second stage
+    "Train a method on unpaired films; the scorer carries `learn` and `trained_seconds` (of this call)."
+    size, started = PROFILES[one_of('profile', profile, PROFILES)], time.perf_counter()
     m = method(method_name, **{**size['changes'], **changes})
     dls = unpaired_loaders(films, batch_size=m.batch_size, augment=m.augment, seed=seed)
     epochs = epochs or size.get('epochs') or max(1, round(size['steps'] / len(dls.train)))
-    cbs = [] if folder is None else [Checkpoint(Path(folder)/'checkpoint.pt')]
+    run = dict(seed=seed, epochs=epochs, films=fingerprint(films)) if folder else {}
+    cbs = [Checkpoint(Path(folder)/'checkpoint.pt', run)] if folder else []
     learn = get_learner(dls, m, seed=seed, cbs=cbs)
     learn.create_opt()
-    done = cbs[0].restore() if cbs else 0
-    started = time.perf_counter()
-    with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
+    done = cbs[0].restore(epochs) if cbs else 0
+    with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
+        learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
+    steps = round(m.exercises * epochs * len(dls.train))
+    if steps: scorer = second_stage(scorer, films, steps, m, seed, folder, run)
     scorer.learn, scorer.trained_seconds = learn, time.perf_counter() - started
+    return scorer
+
+# %% ../nbs/03_training.ipynb #9d51da3a
+def second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict) -> PupilScorer:
+    "`teach` a pupil, or take the one that an earlier call with the same settings left in `folder`."
+    kept, choices = folder and Path(folder)/'pupil.pt', json.dumps(asdict(m) | run)
+    if kept and kept.exists():
+        state = torch.load(kept, map_location='cpu', weights_only=True)
+        if state['choices'] == choices:
+            pupil = Outliner(m.width)
+            pupil.load_state_dict(state['pupil'])
+            return PupilScorer(pupil, scorer, scorer.name)
+    scorer = teach(scorer, films, steps, m.width, seed=seed)
+    if kept:
+        with whole_file(kept) as p: torch.save(dict(choices=choices, pupil=scorer.pupil.state_dict()), p)
     return scorer

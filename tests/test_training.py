@@ -44,10 +44,32 @@ def test_a_stopped_training_ends_with_the_same_bits(films, tmp_path, name):
     assert len(resumed.learn.costs.epochs) == 4
 
 
-def test_a_checkpoint_of_other_settings_is_refused(films, tmp_path):
+def stopped(films, folder, **kw):
+    "A training that is stopped after its first epoch."
+    import lazyseg.training as training
+    after_epoch = training.Checkpoint.after_epoch
+
+    def stop(self):
+        after_epoch(self)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Checkpoint, "after_epoch", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit_method(films, "lazyseg", "smoke", epochs=3, folder=folder, **{**TINY, **kw})
+
+
+@pytest.mark.parametrize("other", [dict(area=.3), dict(seed=1), dict(epochs=4)])
+def test_an_unfinished_training_of_other_settings_is_not_lost(films, tmp_path, other):
+    stopped(films, tmp_path)
+    with pytest.raises(LazysegError, match="unfinished training with other settings"):
+        fit_method(films, "lazyseg", "smoke", folder=tmp_path, **{**dict(epochs=3), **TINY, **other})
+
+
+def test_a_finished_training_is_not_taken_for_another_seed(films, tmp_path):
     fit_method(films, "lazyseg", "smoke", epochs=1, folder=tmp_path, **TINY)
-    with pytest.raises(LazysegError, match="other settings"):
-        fit_method(films, "lazyseg", "smoke", epochs=1, folder=tmp_path, **{**TINY, "area": .3})
+    other = fit_method(films, "lazyseg", "smoke", epochs=1, seed=1, folder=tmp_path, **TINY)
+    assert torch.equal(weights(other), weights(fit_method(films, "lazyseg", "smoke", epochs=1, seed=1, **TINY)))
 
 
 def test_divergence_is_noticed_and_said(films):

@@ -1,0 +1,113 @@
+"""Films at the scale of NIH ChestX-ray14: `python benchmarks/data.py` writes 112,120 small films in NIH's layout, then reads them.
+
+It measures the time to index them, to fill the cache (and to find it filled), the resident memory of a process that trains from it
+against one that trains on a tenth of the films, and the loader's share of a training step. Asked for: memory that does not grow with
+the data set, and a loader below 5% of a step."""
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def write_films(root, n, side=96):
+    "NIH's layout: Data_Entry_2017.csv and twelve folders of PNG. 500 different pictures, shared out."
+    rng, coded = np.random.default_rng(0), []
+    for _ in range(500):
+        f = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (12, 12), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC).save(f, 'PNG')
+        coded.append(f.getvalue())
+    lines = ['Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position']
+    for k in range(12): (root/f'images_{k + 1:03}'/'images').mkdir(parents=True)
+    for i in range(n):
+        name = f'{i//4:08}_{i % 4:03}.png'
+        (root/f'images_{i*12//n + 1:03}'/'images'/name).write_bytes(coded[i % 500])
+        lines.append(f"{name},{('No Finding', 'Edema|Effusion')[i//4 % 3 == 0]},{i % 4},{i//4},57,M,PA")
+    (root/'Data_Entry_2017.csv').write_text('\n'.join(lines) + '\n')
+
+
+def resident():
+    "MiB of this process: its own, and mapped from files (which the system may take back at any time)."
+    lines = dict(l.split(':', 1) for l in Path('/proc/self/status').read_text().splitlines())
+    return [int(lines[k].split()[0])/1024 for k in ('RssAnon', 'RssFile')]
+
+
+def train_memory(folder, batches):
+    "What a training process holds after going through an epoch: run in a process of its own."
+    from lazyseg.data import get_films, get_source, unpaired_loaders
+    films = get_films(get_source('nih', folder, 'Edema', healthy='without Edema'), 64)
+    dls = unpaired_loaders(films, 8, device='cpu')
+    before = resident()
+    for i, _ in enumerate(dls.train):
+        if i + 1 == batches: break
+    after = resident()
+    print('MEMORY', len(films), films.film.nbytes/2**20, *before, *after)
+
+
+def loader_share(folder, steps=12):
+    "Milliseconds of the loader and of a training step of `lazyseg` at 64 px, batch 8, the smaller of each over a few."
+    import torch
+    import fastai.callback.progress # no_bar
+    from fastai.callback.core import Callback, CancelFitException
+    from lazyseg.data import get_films, get_source, unpaired_loaders
+    from lazyseg.training import get_learner, method
+    films = get_films(get_source('nih', folder, 'Edema', healthy='without Edema'), 64)
+    dls = unpaired_loaders(films, 8, device='cpu')
+    loading, batch = [], iter(dls.train)
+    for _ in range(200):
+        start = time.perf_counter(); next(batch); loading.append(time.perf_counter() - start)
+
+    class Clock(Callback):
+        def __init__(self): self.times = []
+        def before_batch(self): self.start = time.perf_counter()
+        def after_batch(self):
+            self.times.append(time.perf_counter() - self.start)
+            if len(self.times) == steps: raise CancelFitException()
+    clock = Clock()
+    learner = get_learner(dls, method('lazyseg'))
+    with learner.no_logging(), learner.no_bar(): learner.fit(1, cbs=clock)
+    return np.median(loading)*1e3, np.median(clock.times)*1e3, torch.get_num_threads()
+
+
+def main():
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument('--films', type=int, default=112120)
+    ask.add_argument('--memory', help=argparse.SUPPRESS)
+    ask.add_argument('--batches', type=int, default=0, help=argparse.SUPPRESS)
+    ask = ask.parse_args()
+    warnings.simplefilter('ignore')
+    if ask.memory: return train_memory(ask.memory, ask.batches)
+    with tempfile.TemporaryDirectory() as home:
+        os.environ['LAZYSEG_CACHE'] = f'{home}/cache'
+        from lazyseg.data import get_films, get_source
+        memory = []
+        for n in (ask.films//10, ask.films):
+            folder = Path(home, f'films-{n}')
+            start = time.perf_counter(); write_films(folder, n); print(f'{n:,} films written in {time.perf_counter() - start:.0f} s')
+            start = time.perf_counter(); source = get_source('nih', folder, 'Edema', healthy='without Edema'); index = time.perf_counter() - start
+            start, cpu = time.perf_counter(), time.process_time()
+            get_films(source, 64); build, cpu = time.perf_counter() - start, time.process_time() - cpu
+            start = time.perf_counter(); get_films(source, 64); again = time.perf_counter() - start
+            print(f'  index and split {index:.1f} s; cache {build:.0f} s ({n/build:.0f} films/s; {n/cpu:.0f} a second of processor time); found again in {again:.1f} s')
+            out = subprocess.run([sys.executable, __file__, '--memory', str(folder), '--batches', '2000'], capture_output=True, text=True)
+            if 'MEMORY' not in out.stdout: sys.exit(out.stderr[-2000:])
+            memory.append([float(o) for o in out.stdout.split('MEMORY')[1].split()])
+            n, size, own, mapped, own_after, mapped_after = memory[-1]
+            print(f'  training process, arrays of {size:.0f} MiB: own memory {own:.0f} MiB, after 2,000 batches {own_after:.0f}; mapped from files {mapped:.0f}, after {mapped_after:.0f}')
+        grown = (memory[1][4] + memory[1][5]) - (memory[0][4] + memory[0][5])
+        print(f'ten times the films ({memory[1][1] - memory[0][1]:.0f} MiB more of arrays) cost {grown:.0f} MiB more resident memory')
+        load, step, threads = loader_share(folder)
+        print(f'loader {load:.2f} ms, training step {step:.0f} ms ({threads} threads): {100*load/(load + step):.1f}%')
+        ok = load < .05*(load + step) and grown < .25*(memory[1][1] - memory[0][1])
+        print('as asked for' if ok else 'NOT as asked for')
+        return 0 if ok else 1
+
+
+if __name__ == '__main__': sys.exit(main())

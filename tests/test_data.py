@@ -1,0 +1,410 @@
+"""Films: layouts as published, real label tables, broken files, resume, DICOM."""
+import gzip
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lazyseg import data
+from lazyseg.core import LazysegError
+from lazyseg.data import (add_truth, coco_runs, draw_shapes, get_films, get_source, make_view, nih_table, read_film, resize, set_split,
+                          split_patients, template_region, unpaired_loaders)
+
+CXR = Path(os.environ.get('LAZYSEG_CXR') or Path(__file__).resolve().parents[2]/'shared'/'cxr')
+real = pytest.mark.skipif(not (CXR/'index.csv').is_file(), reason='no folder of real films (LAZYSEG_CXR)')
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('LAZYSEG_CACHE', str(tmp_path/'cache'))
+
+
+def picture(path, seed=0, height=40, width=32, kind='PNG', lungs=False):
+    "A small film on disk; with `lungs`, a mask of two lungs instead."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    image = rng.integers(20, 235, (height, width)).astype(np.uint8)
+    if lungs:
+        image[:] = 0
+        image[height//5:-height//5, width//8:width//2 - 2] = image[height//5:-height//5, width//2 + 2:-width//8] = 255
+    Image.fromarray(image).save(path, kind)
+    return image
+
+
+def table_of(folder, n=12, **more):
+    for i in range(n):
+        picture(folder/f'{i}.png', i)
+        picture(folder/'lungs'/f'{i}.png', lungs=True)
+    return pd.DataFrame(dict(path=[f'{i}.png' for i in range(n)], patient=[f'p{i}' for i in range(n)],
+                             labels=['No Finding', 'Pneumonia']*(n//2), lungs=[f'lungs/{i}.png' for i in range(n)], **more))
+
+
+# -- sources, in the layouts as published ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('wrapped', ['', 'chest_xray', 'chest_xray/chest_xray'])
+def test_kaggle_pneumonia_layout(tmp_path, wrapped):
+    root, names = tmp_path/wrapped, dict(NORMAL=['IM-0{:03}-0001', 'NORMAL2-IM-1{:03}-0001'], PNEUMONIA=['person{}_bacteria_1', 'person{}_virus_2'])
+    for s, part in enumerate(('train', 'val', 'test')):
+        for kind, forms in names.items():
+            for i in range(6): picture(root/part/kind/(forms[i % 2].format(100*s + i) + '.jpeg'), i, kind='JPEG')
+    (tmp_path/'__MACOSX'/'train'/'NORMAL').mkdir(parents=True)
+    (root/'train'/'NORMAL'/'.DS_Store').write_text('x')
+    source = get_source('pneumonia', tmp_path)
+    assert len(source) == 36 and source.table.diseased.sum() == 18
+    assert set(source.table.labels) == {'No Finding', 'Pneumonia|bacteria', 'Pneumonia|virus'}
+    assert {'IM-0000', 'IM-1001', 'person0'} <= set(source.table.patient)
+    assert 'CC BY 4.0' in source.credit and len(get_films(source, 16)) == 36
+    assert source.table.groupby('split').size().to_dict() == dict(train=12, valid=12, test=12) # clean here, so it is kept
+    picture(root/'test'/'PNEUMONIA'/'person0_virus_9.jpeg', 3, kind='JPEG') # a patient of the training part
+    with pytest.raises(LazysegError, match='1 of 36 patients, with 2 films'): get_source('pneumonia', tmp_path, split='official')
+    with pytest.warns(UserWarning, match='split anew'): again = get_source('pneumonia', tmp_path)
+    assert again.table.groupby('patient').split.nunique().max() == 1
+
+
+def nih_rows(n): return [(f'{i//2:08}_{i % 2:03}.png', 'Hernia|Effusion' if i % 4 == 0 else 'No Finding', i//2) for i in range(n)]
+
+
+@pytest.mark.parametrize('sample', [True, False])
+def test_nih_layouts(tmp_path, sample):
+    rows = nih_rows(40)
+    if sample:
+        frame = pd.DataFrame(rows, columns=['Image Index', 'Finding Labels', 'Patient ID']).assign(**{'Patient Age': '060Y', 'Patient Gender': 'M', 'View Position': 'PA'})
+        (tmp_path/'sample').mkdir()
+        frame.to_csv(tmp_path/'sample'/'sample_labels.csv', index=False)
+        for i, (name, *_) in enumerate(rows): picture(tmp_path/'sample'/'images'/name, i)
+    else:
+        frame = pd.DataFrame(rows, columns=['Image Index', 'Finding Labels', 'Patient ID']).assign(**{'Patient Age': 60, 'Patient Gender': 'F', 'View Position': 'AP', 'Unnamed: 11': ''})
+        frame.to_csv(tmp_path/'Data_Entry_2017.csv', index=False)
+        for i, (name, *_) in enumerate(rows): picture(tmp_path/f'images_{i % 3 + 1:03}'/'images'/name, i)
+        (tmp_path/'train_val_list.txt').write_text('\n'.join(r[0] for r in rows[:28]))
+        (tmp_path/'test_list.txt').write_text('\n'.join(r[0] for r in rows[28:]))
+        (tmp_path/'BBox_List_2017.csv').write_text('Image Index,Finding Label,Bbox [x,y,w,h],,,\n' f'{rows[0][0]},Effusion,256,256,512,256\n')
+    source = get_source('nih', tmp_path, 'Hernia', **({} if sample else dict(split='official')))
+    assert len(source) == 40 and source.table.diseased.sum() == 10 and source.table.age.eq(60).all()
+    assert len(get_films(source, 16)) == 40
+    if not sample:
+        assert set(source.table.split[source.table.path.str.contains(rows[30][0])]) == {'test'} and (source.table.split == 'valid').any()
+        boxed = get_source('nih', tmp_path, 'Effusion', truth=('nih', tmp_path/'BBox_List_2017.csv'))
+        films = get_films(boxed, 40, aspect=.8) # the size of the files
+        assert films.truth.sum() == 10*16 and films.table.has_truth[films.table.diseased].sum() == 1
+    (next(tmp_path.rglob(rows[1][0]))).unlink()
+    with pytest.warns(UserWarning, match='1 of 40 films'): assert len(get_source('nih', tmp_path, 'Hernia')) == 39
+    with pytest.raises(LazysegError, match='1 of 40 films'): get_source('nih', tmp_path, 'Hernia', missing='stop')
+
+
+def pack(mask):
+    "COCO's packing, written the other way round, for the test alone."
+    flat, out = mask.T.ravel().astype(int), []
+    edges = np.flatnonzero(np.diff(np.r_[0, flat])); counts = np.diff(np.r_[0, edges, flat.size]).tolist()
+    for i, c in enumerate(counts):
+        x = int(c - counts[i-2]) if i > 2 else int(c)
+        while True:
+            bits = x & 31; x >>= 5
+            more = (x != -1) if bits & 16 else (x != 0)
+            out.append(chr((bits | (32 if more else 0)) + 48))
+            if not more: break
+    return ''.join(out)
+
+
+def test_coco_packing_there_and_back():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = np.kron(rng.random((8, 6)) < .4, np.ones((int(rng.integers(1, 40)), int(rng.integers(1, 40))))) > 0
+        mask[0, 0] = False
+        assert (draw_shapes([dict(runs=coco_runs(pack(mask)), size=list(mask.shape))], *mask.shape) == mask).all()
+    assert coco_runs('PVWX6') == [] # CheXlocalize writes an empty mask of 2320 x 2828 so
+
+
+def test_outlined_sources(tmp_path):
+    for i in range(6): picture(tmp_path/'a'/f'f{i}.png', i, 64, 64)
+    half = dict(x=0, y=0, width=512, height=1024)
+    rsna = pd.DataFrame([dict(patientId=f'f{i}', **(half if i < 3 else dict.fromkeys(half, '')), Target=int(i < 3)) for i in range(6)] +
+                        [dict(patientId='f0', x=512, y=0, width=512, height=512, Target=1)])
+    rsna.to_csv(tmp_path/'a'/'stage_2_train_labels.csv', index=False)
+    with pytest.raises(LazysegError, match="no pneumonia"): get_source('rsna', tmp_path/'a') # without the detailed classes nobody is known to be normal
+    assert len(get_source('rsna', tmp_path/'a', healthy='No Pneumonia')) == 6
+    pd.DataFrame([(f'f{i}', ('Lung Opacity', 'Normal', 'No Lung Opacity / Not Normal')[i//3 + (i == 5)]) for i in range(6)], columns=['patientId', 'class']
+                 ).to_csv(tmp_path/'a'/'stage_2_detailed_class_info.csv', index=False)
+    source = get_source('rsna', tmp_path/'a')
+    assert source.table.diseased.tolist() == [True]*3 + [False]*2
+    films = get_films(source, 16)
+    assert [round(t.mean(), 2) for t in films.truth] == [.75, .5, .5, 0, 0]
+
+    vindr = pd.DataFrame([('f0', 'Nodule/Mass', 'R1', 0, 0, 32, 64), ('f0', 'Nodule/Mass', 'R2', 0, 0, 16, 64), ('f1', 'No finding', 'R1', '', '', '', ''),
+                          ('f2', 'Cardiomegaly', 'R1', 1, 1, 9, 9)], columns=['image_id', 'class_name', 'rad_id', 'x_min', 'y_min', 'x_max', 'y_max'])
+    vindr.to_csv(tmp_path/'a'/'train.csv', index=False)
+    with pytest.raises(LazysegError, match='None of|carries the label'): get_source('vindr', tmp_path/'a', 'hernia')
+    assert get_films(get_source('vindr', tmp_path/'a', 'Nodule/Mass'), 16).truth[0].mean() == .5
+
+    runs = pd.DataFrame([('f0', f'0 {1024*512}'), ('f1', '-1'), ('f2', ' -1')], columns=['ImageId', ' EncodedPixels'])
+    runs.to_csv(tmp_path/'a'/'train-rle.csv', index=False)
+    siim = get_films(get_source('siim', tmp_path/'a', 'pneumothorax'), 16)
+    assert siim.truth[0, :, :8].all() and not siim.truth[0, :, 8:].any() and len(siim) == 3
+
+    det = [dict(file_name='f0.png', syms=['Emphysema', 'Nodule'], boxes=[[0, 0, 512, 1024]]*2, polygons=[[[0, 0], [512, 0], [512, 1024], [0, 1024]], [[0, 0], [9, 0], [0, 9]]]),
+           dict(file_name='f1.png', syms=[], boxes=[], polygons=[])]
+    with gzip.open(tmp_path/'a'/'ChestX_Det_train.json.gz', 'wt') as f: json.dump(det, f)
+    assert get_films(get_source('chestxdet', tmp_path/'a', 'emphysema'), 16).truth.sum() == 16*8
+
+
+def test_chexlocalize_layout(tmp_path):
+    mask = np.zeros((60, 50), bool); mask[:, :25] = True; mask[0, 0] = False
+    for i in range(2): picture(tmp_path/'CheXpert'/'val'/f'patient{64541 + i}'/'study1'/'view1_frontal.jpg', i, 60, 50, 'JPEG')
+    empty = dict(size=[60, 50], counts=pack(np.zeros((60, 50), bool)))
+    truth = {f'patient{64541 + i}_study1_view1_frontal': {'Edema': dict(size=[60, 50], counts=pack(mask)) if i else empty, 'Atelectasis': empty} for i in range(2)}
+    (tmp_path/'gt_segmentations_val.json').write_text(json.dumps(truth))
+    source = get_source('chexlocalize', tmp_path, 'edema')
+    assert source.table.patient.tolist() == ['patient64541', 'patient64542'] and source.table.diseased.tolist() == [False, True]
+    assert abs(get_films(source, 16).truth[1].mean() - .5) < .02
+
+
+def test_mask_folder_and_mask_of_another_size(tmp_path):
+    table = table_of(tmp_path/'films')
+    for i in range(1, 12, 2): picture(tmp_path/'masks'/f'{i}.png', lungs=True, height=80, width=64)
+    source = get_source('table', table, root=tmp_path/'films', truth=('masks', tmp_path/'masks'))
+    films = get_films(source, 16)
+    assert films.table.has_truth.all() and films.truth[1].any() and (films.truth[1] == films.lungs[1]).mean() > .9
+    with pytest.raises(LazysegError, match='No mask in'): add_truth(table, 'masks', tmp_path/'films'/'none', 'x')
+
+
+# -- what users get wrong ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('change, words', [
+    (lambda t: t.drop(columns='labels'), 'no column for .labels'),
+    (lambda t: t.assign(patient=['', *t.patient[1:]]), '1 rows have no patient'),
+    (lambda t: t.assign(path=['0.png']*len(t)), '11 films are listed twice'),
+    (lambda t: t.assign(labels='Pneumonia'), "'no finding'"),
+    (lambda t: t.assign(labels='No Finding'), "'pneumonia'"),
+    (lambda t: t.assign(labels='Pneumonia|No Finding'), 'both'),
+    (lambda t: t[:0], 'no rows'),
+    (lambda t: t[:1], "'pneumonia'"),
+])
+def test_bad_tables_say_what_to_do(tmp_path, change, words):
+    with pytest.raises(LazysegError, match=words): get_source('table', change(table_of(tmp_path)), root=tmp_path)
+
+
+def test_bad_arguments(tmp_path):
+    table = table_of(tmp_path)
+    for how, words in ((dict(where='labels ==='), "doesn't work on this table"), (dict(where="labels == 'x'"), 'leaves no film'), (dict(split='mine'), 'auto, official, patients'),
+                       (dict(disease='pneumona'), "did you mean 'pneumonia'"), (dict(columns=dict(path='nope')), 'columns says'), (dict(valid=.6, test=.5), 'must leave films'),
+                       (dict(truth=('rsna', tmp_path/'no.csv')), 'no truth file')):
+        with pytest.raises(LazysegError, match=words): get_source('table', table, root=tmp_path, **how)
+    source = get_source('table', table, root=tmp_path)
+    for how, words in ((dict(size=50), 'multiple of 8'), (dict(size=16, aspect=90.), 'not the shape'), (dict(size=16, view='lung'), 'film, crop, aligned, lungs'), (dict(size=16, bad='no'), 'stop, skip')):
+        with pytest.raises(LazysegError, match=words): get_films(source, **how)
+    with pytest.raises(LazysegError, match='no table'): get_source('table', tmp_path/'gone.csv')
+    with pytest.warns(UserWarning, match='patient of its own'): get_source('table', table.drop(columns='patient'), root=tmp_path)
+
+
+def test_bad_files_are_named_counted_skipped_or_stopped_on(tmp_path):
+    table = table_of(tmp_path)
+    whole = (tmp_path/'1.png').read_bytes()
+    (tmp_path/'1.png').write_bytes(whole[:len(whole)//2]); (tmp_path/'2.png').write_bytes(b''); (tmp_path/'3.png').write_text('hello'); (tmp_path/'4.png').unlink()
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path/'5.png')
+    source = get_source('table', table, root=tmp_path)
+    with pytest.raises(LazysegError, match=r'1\.png'): get_films(source, 16)
+    with pytest.warns(UserWarning, match='5 of 12 films are left out'): films = get_films(source, 16, bad='skip')
+    assert films.table.path.tolist() == ['0.png', *(f'{i}.png' for i in range(6, 12))] and len(films.film) == len(films.lungs) == 7
+    with pytest.raises(LazysegError, match=r'5 of 12 .*1\.png'): get_films(source, 16) # the cache remembers, and stops all the same
+    for i in range(7, 12, 2): (tmp_path/f'{i}.png').write_bytes(b'')
+    with pytest.raises(LazysegError, match='Not one diseased film'), warnings.catch_warnings():
+        warnings.simplefilter('ignore'); get_films(source, 16, bad='skip')
+
+
+def test_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, 'BIGGEST', 1000)
+    picture(tmp_path/'big.png')
+    with pytest.raises(LazysegError, match='1,280 pixels'): read_film(tmp_path/'big.png')
+    def header(w, h): # a PNG that claims to be huge and holds nothing
+        import struct, zlib
+        chunk = lambda kind, body: struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+        return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 0, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(b'')) + chunk(b'IEND', b'')
+    (tmp_path/'bomb.png').write_bytes(header(60000, 60000))
+    with pytest.raises(LazysegError, match='bomb.png'): read_film(tmp_path/'bomb.png')
+
+
+def test_one_film_a_class_can_be_loaded_but_not_split(tmp_path):
+    films = get_films(get_source('table', table_of(tmp_path)[:2], root=tmp_path), 16)
+    with pytest.raises(LazysegError, match='There is no'): unpaired_loaders(films, device='cpu')
+
+
+# -- reading ------------------------------------------------------------------------------------------------------------
+
+def test_deep_films(tmp_path):
+    ramp = np.linspace(0, 4095, 32*32).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path/'12.png')
+    assert np.abs(read_film(tmp_path/'12.png') - ramp/4095).max() < 1e-6
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path/'f.tif')
+    with pytest.raises(LazysegError, match='white is not known'): read_film(tmp_path/'f.tif')
+
+
+def dicom(path, pixels, **tags):
+    pydicom = pytest.importorskip('pydicom')
+    meta = pydicom.dataset.FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = pydicom.uid.ExplicitVRLittleEndian, '1.2.840.10008.5.1.4.1.1.1.1', '1.2.3'
+    ds = pydicom.dataset.FileDataset(str(path), {}, file_meta=meta, preamble=b'\0'*128)
+    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = *pixels.shape[-2:], 1, 16, 12, 11, 0
+    ds.PhotometricInterpretation, ds.PixelData = 'MONOCHROME2', pixels.astype('<u2').tobytes()
+    for k, v in tags.items(): setattr(ds, k, v)
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_dicom(tmp_path):
+    ramp = np.linspace(0, 4095, 32*32).reshape(32, 32).round()
+    plain = read_film(dicom(tmp_path/'a.dcm', ramp))
+    assert np.abs(plain - ramp/4095).max() < 1e-4
+    assert np.abs(read_film(dicom(tmp_path/'b.dcm', 4095 - ramp, PhotometricInterpretation='MONOCHROME1')) - plain).max() < 1e-4
+    window = read_film(dicom(tmp_path/'c.dcm', ramp, WindowCenter=2048, WindowWidth=1024))
+    assert window[0, 0] == 0 and window[-1, -1] == 1 and abs(window[ramp == ramp.flat[512]][0] - .5) < .01
+    rescaled = read_film(dicom(tmp_path/'d.dcm', ramp, RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=3096, WindowWidth=2048))
+    assert np.abs(rescaled - window).max() < .01 # the same part of the scale, in other units
+    with pytest.raises(LazysegError, match='3 frames'): read_film(dicom(tmp_path/'e.dcm', np.stack([ramp]*3), NumberOfFrames=3))
+    with pytest.raises(LazysegError, match='colour'): read_film(dicom(tmp_path/'f.dcm', ramp, SamplesPerPixel=3, PhotometricInterpretation='RGB'))
+    (tmp_path/'g.dcm').write_bytes((tmp_path/'a.dcm').read_bytes()[:400])
+    with pytest.raises(LazysegError, match='g.dcm'): read_film(tmp_path/'g.dcm')
+    (tmp_path/'no ending').write_bytes((tmp_path/'a.dcm').read_bytes())
+    assert np.abs(read_film(tmp_path/'no ending') - plain).max() == 0
+
+
+def test_dicom_without_pydicom_says_which_extra(tmp_path, monkeypatch):
+    (tmp_path/'a.dcm').write_bytes(b'\0'*128 + b'DICM')
+    monkeypatch.setitem(sys.modules, 'pydicom', None)
+    with pytest.raises(LazysegError, match=r'lazyseg\[dicom\]'): read_film(tmp_path/'a.dcm')
+
+
+def test_download_without_kagglehub_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'kagglehub', None)
+    with pytest.raises(LazysegError, match=r'lazyseg\[download\].*chest-xray-pneumonia'): get_source('pneumonia')
+
+
+def test_resize_keeps_the_mean_and_never_pads():
+    rng = np.random.default_rng(0)
+    image = rng.random((300, 200)).astype(np.float32)
+    assert abs(resize(image, 16, 16).mean() - image.mean()) < .005
+    assert make_view(dict(film=np.ones((300, 200))), 16, 16)['film'].min() == 255
+    lungs = np.zeros((300, 200), bool); lungs[50:250, 0:80] = lungs[50:250, 120:200] = True # up to the film's edge
+    for view in ('crop', 'aligned', 'lungs'):
+        seen = make_view(dict(film=image*.2 + .7, lungs=lungs), 32, 32, view)
+        shown = template_region(32, 32) if view != 'crop' else np.ones((32, 32), bool)
+        assert seen['film'][shown].min() > 0
+
+
+# -- cache --------------------------------------------------------------------------------------------------------------
+
+def test_cache_is_versioned_by_settings_and_files(tmp_path, monkeypatch):
+    source = get_source('table', table_of(tmp_path), root=tmp_path)
+    a = get_films(source, 16)
+    folders = lambda: {p.name for p in (tmp_path/'cache'/'films').iterdir()}
+    assert len(folders()) == 1 and isinstance(a.film, np.memmap)
+    get_films(source, 16); assert len(folders()) == 1
+    get_films(source, 24); get_films(source, 16, view='crop'); assert len(folders()) == 3
+    old = a.film[3].copy()
+    picture(tmp_path/'3.png', 99); os.utime(tmp_path/'3.png', (1, 1))
+    assert (get_films(source, 16).film[3] != old).any() and len(folders()) == 4
+    monkeypatch.setattr(data, 'CACHE_VERSION', -1)
+    get_films(source, 16); assert len(folders()) == 5
+
+
+def test_a_killed_build_goes_on_where_it_stopped(tmp_path):
+    table = table_of(tmp_path/'films', 600)
+    table.to_csv(tmp_path/'films'/'t.csv', index=False)
+    script = textwrap.dedent(f"""
+        import os, signal
+        from lazyseg import data
+        source, done = data.get_source('table', r'{tmp_path/'films'/'t.csv'}'), []
+        load = source.load
+        def count(row):
+            done.append(row.path)
+            if len(done) == 400: os.kill(os.getpid(), signal.SIGKILL)
+            return load(row)
+        source.load = count
+        data.get_films(source, 16)
+    """)
+    assert subprocess.run([sys.executable, '-c', script], env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path)), capture_output=True).returncode == -9
+    source, again = get_source('table', tmp_path/'films'/'t.csv'), []
+    load = source.load
+    source.load = lambda row: (again.append(row.path), load(row))[1]
+    films = get_films(source, 16)
+    assert len(again) <= 600 - 256 and len(films) == 600 # at least the first handful was kept
+    assert (films.film[0] == make_view(load(next(source.table.itertuples(index=False))), 16, 16)['film']).all()
+
+
+# -- loaders ------------------------------------------------------------------------------------------------------------
+
+def loader_films(sick=6, well=30):
+    n = sick + well
+    film = np.repeat(np.arange(n, dtype=np.uint8)[:, None, None], 16, 1).repeat(16, 2)
+    table = pd.DataFrame(dict(path=[str(i) for i in range(n)], patient=[str(i) for i in range(n)], diseased=np.arange(n) < sick, split='train'))
+    return data.Films(np.concatenate([film, film]), pd.concat([table, table.assign(split='valid')]))
+
+
+def test_epoch_is_the_larger_domain_and_the_smaller_is_dealt_evenly():
+    dls = unpaired_loaders(loader_films(), 5, augment='none', device='cpu')
+    batches = [tuple((o[:, 0, 0, 0]*255).round().int().tolist() for o in b) for b in dls.train]
+    well, sick = (sum((b[i] for b in batches), []) for i in (0, 1))
+    assert sorted(well) == list(range(6, 36)) and all(sick.count(i) == 5 for i in range(6))
+    assert sorted(sick[:6]) == list(range(6)) and sick[:6] != sick[6:12] # gone through whole, then shuffled anew
+    second = [int((b[0][0, 0, 0, 0]*255).round()) for b in dls.train]
+    assert second != [b[0][0] for b in batches]
+    assert [len(b[0]) for b in dls.valid] == [5]*6
+
+
+def test_loaders_train_in_a_fastai_learner():
+    import torch
+    import fastai.callback.progress # no_bar
+    from fastai.learner import Learner
+    dls = unpaired_loaders(loader_films(), 5, device='cpu')
+    model = torch.nn.Conv2d(1, 1, 1)
+    learner = Learner(dls, model, loss_func=lambda a, b: (a.mean() - b.mean())**2)
+    with learner.no_bar(), learner.no_logging(): learner.fit(2)
+    assert len(learner.recorder.values) == 2
+
+
+# -- real label tables and films ------------------------------------------------------------------------------------------
+
+@real
+def test_real_nih_tables():
+    full = nih_table(CXR/'labels'/'Data_Entry_2017_v2020.csv.gz')
+    assert len(full) == 112120 and full.patient.nunique() == 30805
+    chosen = data.choose_domains(full, 'Hernia')
+    assert chosen.diseased.sum() == 227 and (~chosen.diseased).sum() == 60361
+    split = split_patients(chosen)
+    assert (split.groupby(chosen.patient).nunique() == 1).all() and abs((split == 'test').mean() - .2) < .005
+    sample = nih_table(CXR/'labels'/'nih_kaggle_sample_labels.csv.gz')
+    assert data.query_labels(sample.labels, 'Hernia').sum() == 13 and data.years(sample.age[0]) == 60
+
+
+@real
+def test_real_truth_files():
+    labels = CXR/'labels'
+    boxes = data.nih_boxes(labels/'BBox_List_2017.csv.gz', 'Infiltration')
+    assert len(boxes) == 880 and sum(len(v[1]) for v in boxes.values()) == 123
+    rsna = data.rsna_boxes(labels/'rsna_stage_2_train_labels.csv.gz')
+    assert len(rsna) == 26684 and sum('Pneumonia' in v[0] for v in rsna.values()) == 6012 and sum(len(v[1]) for v in rsna.values()) == 9555
+    det = data.chestxdet_polygons(labels/'ChestX_Det_train.json.gz', 'Emphysema') | data.chestxdet_polygons(labels/'ChestX_Det_test.json.gz', 'Emphysema')
+    assert len(det) == 3578 and sum('Emphysema' in v[0] for v in det.values()) == 176
+    mask = draw_shapes(next(v[1] for v in det.values() if v[1]), 64, 64)
+    assert 0 < mask.mean() < .6
+
+
+@real
+def test_real_index():
+    with pytest.raises(LazysegError, match='official split leaks'): get_source('table', CXR/'index.csv', 'Edema', where="dataset == 'nih64'", split='official')
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        source = get_source('table', data=CXR/'index.csv', disease='pneumonia', where="dataset == 'kermany_orig' and split != 'official_test_pneumonia_only'", split='official')
+    assert set(source.table.split) == {'train', 'valid', 'test'}
+    sub = source.table.groupby('diseased').head(4)
+    few = data.Source('few', sub.reset_index(drop=True), load=source.load, root=source.root)
+    films = get_films(few, 32, view='lungs')
+    assert len(films) == 8 and films.region.mean() > .3 and (films.film[:, films.region == 0] == 0).all()
+    nih = get_source('table', CXR/'index.csv', 'Pneumonia', healthy='without Pneumonia', where="dataset == 'nih' and mask_path != ''", split='patients')
+    assert nih.table.has_truth.all()
