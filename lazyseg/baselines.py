@@ -41,7 +41,7 @@ from .core import LazysegError, cache_dir, one_of, progress, project_root, someb
 from .data import Films, get_films, get_source
 from .evaluation import COLUMNS, as_text, evaluate, image_auroc
 from .runs import DISEASES, MARKED, TRUTH, outline, provenance, read_metrics, save_figure, whole_number, write_metrics
-from .thresholding import MODES, OperatingPoint, score_films, threshold_for_dice, threshold_for_estimated_dice
+from .thresholding import MODES, OperatingPoint, score_films, threshold_for_dice, threshold_from_labels
 from .training import METHODS, PROFILES, fit_method
 
 # %% ../nbs/06_baselines.ipynb #83de2691
@@ -463,7 +463,7 @@ def operating_points(scorer:Callable, valid:Films, # validation films
     if getattr(scorer, 'point', None): return dict.fromkeys(MODES, scorer.point)
     scores = maps_of(scorer, valid)
     sick, patients = valid.table.diseased.to_numpy(bool), valid.table.patient
-    points = {MODES[0]: threshold_for_estimated_dice(scores[~sick], scores[sick], smoothing=1., patients=patients)}
+    points = {MODES[0]: threshold_from_labels(scores[~sick], scores[sick], patients=patients)}
     if valid.truth is not None and valid.truth[sick].any():
         points[MODES[1]] = threshold_for_dice(scores[sick], valid.truth[sick], patients[sick])
     return points
