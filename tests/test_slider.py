@@ -125,7 +125,7 @@ def test_slider_moves_mask_and_dice(lab, page, tmp_path):
     page.call('Page.navigate', url=f'{lab}lab/tree/slider.ipynb')
     wait_for(lambda: page.js("!!window.jupyterapp && !!document.querySelector('.jp-Notebook .jp-CodeCell')"), 180, 'the notebook')
     # before its kernel answers, running a cell opens a dialog that asks for a kernel
-    wait_for(lambda: page.js("window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status") == 'idle', 180, 'the kernel')
+    wait_for(lambda: page.js("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status") == 'idle', 180, 'the kernel')
     page.js("void window.jupyterapp.commands.execute('notebook:run-all-cells')") # void: its promise waits for the cells
     said = "[...document.querySelectorAll('.widget-html-content')].map(e => e.innerText).join(' ')"
     shown = "document.querySelector('.widget-image')?.src"
