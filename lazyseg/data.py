@@ -13,13 +13,12 @@ __all__ = ['BIGGEST', 'LUNG_TEMPLATE', 'VIEWS', 'SPLITS', 'TRUTHS', 'COLUMNS', '
            'siim_masks', 'film_key', 'add_truth', 'name_columns', 'years', 'finish_table', 'check_patients', 'load_row',
            'make_source', 'table_source', 'folder_source', 'find_folder', 'kermany_patient', 'pneumonia_source',
            'nih_table', 'nih_source', 'index_files', 'outlined_source', 'download', 'phantom_source', 'get_source',
-           'cache_key', 'locked', 'FilmStore', 'fill_store', 'cached_parts', 'tell_faults', 'pick_width', 'get_films',
+           'cache_key', 'FilmStore', 'fill_store', 'cached_parts', 'tell_faults', 'pick_width', 'get_films',
            'need_lungs', 'read_all', 'source_arrays', 'augment_batch', 'let_go', 'UnpairedLoader', 'unpaired_loaders']
 
 # %% ../nbs/01_data.ipynb #39c074eb
 import hashlib, json, math, mmap, os, re, warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -35,6 +34,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.torch_core import default_device
 from fastcore.basics import patch
+from filelock import FileLock
 from PIL import Image, ImageOps
 from scipy import ndimage
 from skimage.draw import polygon2mask
@@ -330,10 +330,14 @@ def follow(image:np.ndarray, # (H, W)
            grid:np.ndarray, # (2, h, w) rows and columns of the image
           ) -> np.ndarray: # (h, w) float32
     "The image where a grid points, blurred first by as much as the grid is coarser than the image."
-    seen = grid[0].max(1); seen = seen[seen >= 0]
-    step = (seen[-1] - seen[0])/max(len(seen) - 1, 1)
-    smooth = ndimage.gaussian_filter(np.asarray(image, np.float32), .4*step) if step > 1 else np.asarray(image, np.float32)
-    return ndimage.map_coordinates(smooth, grid, order=1, mode='nearest')
+    used = grid[:, grid[0] >= 0]
+    top, left = (np.floor(used.min(1)) - 8).clip(0).astype(int)
+    bottom, right = np.ceil(used.max(1)).astype(int) + 9
+    part = np.asarray(image[top:bottom, left:right], np.float32) # the blur is dear, so the rest of the film is left out
+    rows = grid[0].max(1); rows = rows[rows >= 0]
+    step = (rows[-1] - rows[0])/max(len(rows) - 1, 1)
+    if step > 1: part = ndimage.gaussian_filter(part, .4*step)
+    return ndimage.map_coordinates(part, grid - np.array([top, left])[:, None, None], order=1, mode='nearest')
 
 # %% ../nbs/01_data.ipynb #02d9d8ed
 def trim_box(film:np.ndarray, # (H, W) 0..1
@@ -819,7 +823,7 @@ def get_source(name:str, /, # one of SOURCES
     return SOURCES[one_of('source', name, SOURCES)](data, disease=disease, **how)
 
 # %% ../nbs/01_data.ipynb #77d171ac
-CACHE_VERSION = 2 # raise it when the pixels of a cached film would change
+CACHE_VERSION = 3 # raise it when the pixels of a cached film would change
 PARTS = dict(film=('film',), truth=('truth','shapes'), lungs=('lungs',)) # part -> columns that give it
 
 def cache_key(source:Source, height:int, width:int, how:dict) -> str:
@@ -833,15 +837,6 @@ def cache_key(source:Source, height:int, width:int, how:dict) -> str:
                 except OSError: continue # a missing film is reported when it is read
                 key.update(f'{stat.st_size} {stat.st_mtime_ns}'.encode())
     return key.hexdigest()
-
-@contextmanager
-def locked(file:Path):
-    "Hold a file against other processes that build the same cache; it is let go when this one ends, however it ends."
-    try: import fcntl
-    except ImportError: yield; return # Windows: two builds at once write the same bytes
-    with open(file, 'w') as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
 
 # %% ../nbs/01_data.ipynb #3aa6270a
 class FilmStore:
@@ -886,12 +881,13 @@ def fill_store(store:FilmStore, source:Source, height:int, width:int, how:dict,
               ):
     "Read every film that is not there yet."
     rows, todo = source.table, np.flatnonzero(store.state == 0)
-    def one(i):
-        try: return i, source.read(next(rows.iloc[i:i+1].itertuples(index=False)), height, width, **how), None
+    def one(i, row):
+        try: return i, source.read(row, height, width, **how), None
         except LazysegError as e: return i, None, str(e)
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for start in progress(range(0, len(todo), 256), text=f'reading {len(todo):,} films'): # a few at a time, so that memory stays small
-            for i, parts, reason in pool.map(one, todo[start:start+256]):
+            some = todo[start:start+256]
+            for i, parts, reason in pool.map(one, some, rows.iloc[some].itertuples(index=False)):
                 if reason is None: store.put(i, parts)
                 elif bad == 'skip': store.fault(i, reason)
                 else: raise LazysegError(f"{reason} Mend or remove it, or leave such films out with bad='skip'.")
@@ -901,7 +897,7 @@ def cached_parts(source:Source, height:int, width:int, how:dict, bad:str, thread
     "The films of a source from its cache, which is filled first where it has to be."
     folder = cache_dir('films', cache_key(source, height, width, how))
     parts = [p for p, columns in PARTS.items() if p == 'film' or any(c in source.table and (source.table[c] != '').any() for c in columns)]
-    with locked(folder/'lock'):
+    with FileLock(folder/'lock'): # a second process waits here, and then finds the films ready
         if not (folder/'rows.npy').is_file():
             store = FilmStore(folder, len(source), height, width, parts)
             if bad == 'stop': store.state[store.state == 2] = 0 # they are tried, and named, again

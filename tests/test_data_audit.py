@@ -1,0 +1,62 @@
+"""The audit sees what is planted: a bar, a double, a broken file, a patient on two sides."""
+import sys
+
+import matplotlib
+matplotlib.use('Agg')
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lazyseg.audit import audit, film_hashes, near_duplicates, shortcut_auroc
+from lazyseg.core import LazysegError
+from lazyseg.data import Source, get_films, get_source, resize
+
+
+@pytest.fixture
+def films(tmp_path, monkeypatch):
+    "Eighty films: the sick have a dark bar on the left; two are the same; one is broken; one patient is on both sides."
+    monkeypatch.setenv('LAZYSEG_CACHE', str(tmp_path/'cache'))
+    rng, last = np.random.default_rng(0), None
+    for i in range(80):
+        image = resize(rng.uniform(60, 255, (8, 8)), 64, 64)
+        if i % 2: image[:, :6] = 20
+        if i == 63: image = last[21]*.95
+        last = (last or []) + [image]
+        Image.fromarray(image.astype(np.uint8)).save(tmp_path/f'{i}.png')
+    (tmp_path/'5.png').write_bytes(b'')
+    table = pd.DataFrame(dict(path=[f'{i}.png' for i in range(80)], patient=[f'p{i}' for i in range(80)], labels=['No Finding', 'Pneumonia']*40))
+    source = get_source('table', table, root=tmp_path)
+    source.table['split'] = np.where(source.table.index < 40, 'train', 'test')
+    source.table.loc[60, 'patient'] = 'p0'
+    return source
+
+
+def test_audit_finds_what_was_planted(films):
+    found = audit(films)
+    assert found['shortcuts']['border'] > .9 and found['shortcuts']['all'] > .9
+    text = ' '.join(found['faults'])
+    assert '1 of 80 films' in text and '5.png' in text and '1 of 79 patients are in more than one part' in text and '1 pairs of films look the same; 1 lie across the split' in text
+    assert found['counts'].to_numpy().sum() == 80
+
+
+def test_doubles_need_imagehash_and_say_so(films, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'imagehash', None)
+    with pytest.raises(LazysegError, match=r'lazyseg\[audit\]'): film_hashes(np.zeros((2, 64, 64), np.uint8))
+    assert 'imagehash is not there' in ' '.join(audit(films, draw=False)['faults'])
+
+
+def test_bits_are_counted_alike_without_numpy_2(films, monkeypatch):
+    few = Source('few', films.table[films.table.path != '5.png'].reset_index(drop=True), load=films.load, root=films.root)
+    pairs = near_duplicates(get_films(few, 64), 40)
+    monkeypatch.delattr(np, 'bitwise_count', raising=False)
+    assert len(pairs) and near_duplicates(get_films(few, 64), 40).equals(pairs)
+
+
+def test_shortcuts_do_not_come_from_the_patients():
+    "Films of one patient look alike; with every patient in one fold that must not help."
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(40), 5)
+    films = rng.normal(size=(40, 16, 16))[patients] + .1*rng.normal(size=(200, 16, 16))
+    assert abs(shortcut_auroc(films, (patients % 2).astype(bool), patients) - .5) < .2
+    with pytest.raises(LazysegError, match='two patients'): shortcut_auroc(films[:10], np.arange(10) < 5, patients[:10])
