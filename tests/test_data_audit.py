@@ -19,7 +19,7 @@ def films(tmp_path, monkeypatch):
     monkeypatch.setenv('LAZYSEG_CACHE', str(tmp_path/'cache'))
     rng, last = np.random.default_rng(0), None
     for i in range(80):
-        image = resize(rng.uniform(60, 255, (8, 8)), 64, 64)
+        image = resize(rng.uniform(60, 255, (8, 8)), 64, 64).copy()
         if i % 2: image[:, :6] = 20
         if i == 63: image = last[21]*.95
         last = (last or []) + [image]
@@ -58,5 +58,5 @@ def test_shortcuts_do_not_come_from_the_patients():
     rng = np.random.default_rng(0)
     patients = np.repeat(np.arange(40), 5)
     films = rng.normal(size=(40, 16, 16))[patients] + .1*rng.normal(size=(200, 16, 16))
-    assert abs(shortcut_auroc(films, (patients % 2).astype(bool), patients) - .5) < .2
+    assert shortcut_auroc(films, (patients % 2).astype(bool), patients) < .7 # 1.0 if a film of the same patient could be learnt from
     with pytest.raises(LazysegError, match='two patients'): shortcut_auroc(films[:10], np.arange(10) < 5, patients[:10])
