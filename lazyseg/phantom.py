@@ -220,7 +220,7 @@ def stand(patient:dict, warp, aspect) -> torch.Tensor: # (*CONTROL, 3) mm in the
     shift[..., 2] -= patient['breath']*torch.exp(-((at[..., 2] + 35)/50)**2)
     return at + shift
 
-# %% ../nbs/00_phantom.ipynb #56406561
+# %% ../nbs/00_phantom.ipynb #89c50044
 DISEASES = ('pneumonia', 'edema', 'emphysema', 'hernia')
 SIGNS = dict( # each sign and its usual strength; 0 switches it off
     pneumonia=dict(density=1., size=1., fissures=1., bronchograms=1.),
@@ -230,7 +230,7 @@ SIGNS = dict( # each sign and its usual strength; 0 switches it off
 
 def draw_severity(rng) -> float: # 0..1
     "Mostly plain to see, with a tail down to what nobody sees."
-    return float(.15*rng.random() if rng.random() < .05 else rng.beta(2., 1.3))
+    return float(.15*rng.random() if rng.random() < .06 else rng.beta(2.6, 1.1))
 
 def blotches(rng, at, mm): # (n,) smooth noise of spread 1 at the places `at`, in lumps of about `mm`
     k = round(420/mm)
@@ -250,7 +250,7 @@ def _set(values, where, new): # a copy of `values` with `new` in the places `whe
     out[where] = new
     return out
 
-# %% ../nbs/00_phantom.ipynb #39fece02
+# %% ../nbs/00_phantom.ipynb #0315d02c
 class Pneumonia(Disease):
     "Air spaces fill with fluid, in one or two lobes: patches that stop at the fissures and show the bronchi as dark tubes."
     def paint(self, c, mu):
@@ -265,7 +265,7 @@ class Pneumonia(Disease):
                 focus = torch.sigmoid(((1 - (c.at - centre).norm(dim=-1)/mm) + .2*edge)/.1)
                 support = torch.maximum(support, focus*torch.where(inside, 1., 1 - self.signs['fissures']))
         lung = mu[c.lung]
-        share = self.signs['density']*self.severity**.5*(1 - .8*self.signs['bronchograms']*c.airway)
+        share = self.signs['density']*min(1., 1.6*self.severity)*(1 - .8*self.signs['bronchograms']*c.airway)
         return _set(mu, c.lung, lung + support*share*(.97 - lung).clip(min=0)), _set(torch.zeros_like(mu), c.lung, support)
 
 # %% ../nbs/00_phantom.ipynb #13e71ae6
@@ -310,13 +310,13 @@ class Emphysema(Disease):
         new = torch.where(c.vessel, lung*(1 - lost*.8*self.severity*self.signs['vessels']), lung*(1 - thin))
         return _set(mu, c.lung, new*(1 - .9*bulla)), _set(torch.zeros_like(mu), c.lung, torch.maximum(lost, bulla))
 
-# %% ../nbs/00_phantom.ipynb #47e02d8f
+# %% ../nbs/00_phantom.ipynb #8e1cc2d8
 class Hernia(Disease):
     "The stomach slips through the diaphragm: a round mass behind the heart, often with air over fluid, that pushes its neighbours aside."
     moves = True
     def __init__(self, rng, severity, signs):
         super().__init__(rng, severity, signs)
-        self.mm = (17 + 27*severity*rng.uniform(.8, 1.1))*signs['size']
+        self.mm = (15 + 23*severity*rng.uniform(.8, 1.1))*signs['size']
         self.small = self.mm*(1 - .45*signs['push']) # painted small, then blown up by `move`
         self.centre = torch.tensor([HIATUS[0] + rng.normal(0, 9), HIATUS[1] + rng.normal(0, 5), HIATUS[2] + .9*self.mm]).float()
         self.long = torch.tensor([rng.uniform(.9, 1.3), 1., rng.uniform(.85, 1.1)]).float()
@@ -392,10 +392,10 @@ def wire(x, z, points, mm, water): # a thin dense line, `mm` wide, never thinner
 def ball(x, z, at, mm, water): # (h, w): a half-ellipsoid `mm` across its radius, `water` thick in the middle
     return water*(1 - ((x - at[0])**2 + (z - at[1])**2)/mm**2).clip(min=0).sqrt()
 
-# %% ../nbs/00_phantom.ipynb #f48e4773
+# %% ../nbs/00_phantom.ipynb #80072e02
 def breasts(rng, x, z):
     "Two soft shadows over the lower chest."
-    low, out, mm, thick = rng.uniform(-75, -40), rng.uniform(65, 90), rng.uniform(45, 70), rng.uniform(10, 40)
+    low, out, mm, thick = rng.uniform(-75, -40), rng.uniform(65, 90), rng.uniform(45, 70), rng.uniform(6, 24)
     return sum(ball(x, z, (s*out + rng.normal(0, 4), low + rng.normal(0, 4)), mm, thick) for s in (-1, 1))
 
 def nipples(rng, x, z): return sum(ball(x, z, (s*rng.uniform(70, 100), rng.uniform(-60, -25)), rng.uniform(3.5, 6), rng.uniform(4, 9)) for s in (-1, 1))
@@ -424,7 +424,7 @@ def leads(rng, x, z):
         out = out + wire(x, z, curve(rng, at, (rng.uniform(-160, 160), rng.choice([-170, 170])), 30), 1.5, 7.) + ball(x, z, at, 6., 6.)
     return out
 
-# %% ../nbs/00_phantom.ipynb #eb81d890
+# %% ../nbs/00_phantom.ipynb #391d5cc4
 def pacemaker(rng, x, z):
     at = (rng.choice([-1, 1, 1])*rng.uniform(70, 90), rng.uniform(70, 95))
     case = ((x - at[0]).abs()/23)**4 + ((z - at[1]).abs()/19)**4 < 1
@@ -436,10 +436,10 @@ def folds(rng, x, z):
     for _ in range(rng.integers(1, 3)):
         a = rng.uniform(-.6, .6) + rng.choice([0, math.pi])
         d = (x - rng.choice([-1, 1])*rng.uniform(30, 100))*math.cos(a) + (z - rng.uniform(-60, 60))*math.sin(a)
-        out = out + rng.uniform(3, 9)*torch.sigmoid(d/1.5)*torch.exp(-d.clip(min=0)/rng.uniform(12, 40))
+        out = out + rng.uniform(2, 6)*torch.sigmoid(d/1.5)*torch.exp(-d.clip(min=0)/rng.uniform(12, 40))
     return out
 
-THINGS = {breasts: .45, nipples: .25, nodes: .3, catheter: .2, feeding_tube: .12, windpipe_tube: .06, leads: .15, pacemaker: .04, folds: .3}
+THINGS = {breasts: .35, nipples: .25, nodes: .3, catheter: .2, feeding_tube: .12, windpipe_tube: .06, leads: .15, pacemaker: .04, folds: .25}
 
 def add_things(scene, rng): # -> (h, w) mm of water, alike in film and twin
     "Each thing with its own odds, the same for the healthy and the sick."
@@ -584,8 +584,8 @@ def scene_to_film(scene, water, twin, lungs, seed, distractors, tag):
     if tag: stamp(films, 'P', (.03, .5), .06, 1.)
     return (films*255).round().clamp(0, 255).byte().numpy()
 
-# %% ../nbs/00_phantom.ipynb #9b55c815
-VERSION = 3      # raise it when the same seed no longer gives the same film: old caches are then left alone
+# %% ../nbs/00_phantom.ipynb #3a36e2bb
+VERSION = 4      # raise it when the same seed no longer gives the same film: old caches are then left alone
 CHUNK = 64       # films rendered between two marks of progress
 SHARES = dict(train=.6, valid=.15, test=.25)
 

@@ -6,7 +6,8 @@
 __all__ = ['MODES', 'PAPER_BAND', 'score_films', 'paper_map', 'paper_band', 'OperatingPoint', 'grow', 'drop_small',
            'threshold_for_marked_area', 'count_above', 'dice_from_areas', 'few_films', 'score_steps',
            'threshold_for_dice', 'threshold_otsu_above_healthy', 'estimate_dice', 'threshold_for_estimated_dice',
-           'Calibration', 'calibrate', 'draw_outline', 'describe_mask', 'threshold_figure', 'threshold_slider']
+           'threshold_from_labels', 'Calibration', 'calibrate', 'draw_outline', 'describe_mask', 'threshold_figure',
+           'threshold_slider']
 
 # %% ../nbs/04_thresholding.ipynb #3a2c23e6
 import io
@@ -284,6 +285,18 @@ def threshold_for_estimated_dice(scores_healthy, # (N,H,W) scores of held-out he
                            films=len(scores_healthy)+len(scores_diseased), chosen_on=frozenset(patients))
     steps, dice, _ = estimate_dice(point.smooth(scores_healthy), point.smooth(scores_diseased))
     return replace(point, threshold=float(steps[dice.argmax()]))
+
+# %% ../nbs/04_thresholding.ipynb #6a846d94
+def threshold_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy films
+                          scores_diseased, # (M,H,W) scores of held-out diseased films
+                          smoothing:float=1., # pixels
+                          area:float=.005, # share of healthy films that may be marked, 0..1
+                          patients=(), # whose films these are
+                         ) -> OperatingPoint: # mode 'label-only'
+    "The project's headline rule: best estimated Dice, but never a threshold that marks more than `area` of the healthy films."
+    best = threshold_for_estimated_dice(scores_healthy, scores_diseased, smoothing, patients=patients)
+    quiet = threshold_for_marked_area(scores_healthy, area, smoothing=smoothing, patients=patients)
+    return max(best, replace(quiet, films=best.films), key=lambda point: point.threshold)
 
 # %% ../nbs/04_thresholding.ipynb #1e82bd79
 @dataclass

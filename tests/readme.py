@@ -10,7 +10,14 @@ book = nbformat.read(root / "nbs" / "index.ipynb", as_version=4)
 book.cells = [c for c in book.cells if not re.match(r"#\|\s*(hide|include)", c.source)]
 for cell in book.cells:
     if cell.cell_type == "code":  # directives are for nbdev, not for the reader
+        source = cell.source
         cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M)
-text, _ = MarkdownExporter().from_notebook_node(book)
+        for out in cell.get("outputs", []):
+            data = out.get("data", {})
+            if "image/png" in data:  # a picture that a run left in reports/: the README shows the file itself
+                out["data"] = {"text/markdown": "![%s](%s)" % ("example of a run", re.search(r"reports/[^'\"]+\.png", cell.source)[0])}
+        if "echo: false" in source:
+            cell.source = ""
+text, _ = MarkdownExporter(exclude_input_prompt=True).from_notebook_node(book)
 print("<!-- Made from nbs/index.ipynb by `make readme`. Do not edit here. -->\n")
 print(re.sub(r"\n{3,}", "\n\n", text).strip())

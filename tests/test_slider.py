@@ -17,6 +17,7 @@ for module in ('jupyterlab', 'ipywidgets', 'jupyterlab_widgets', 'websocket', 'n
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
 if not CHROMIUM: pytest.skip('no Chromium or Chrome on this machine (apt-get install chromium)', allow_module_level=True)
 
+PICTURES = Path(os.environ['LAZYSEG_SCREENSHOTS']) if os.environ.get('LAZYSEG_SCREENSHOTS') else None
 CELL = '''
 import numpy as np
 from scipy import ndimage
@@ -111,14 +112,16 @@ def lab(tmp_path):
 
 @pytest.fixture
 def page(tmp_path):
-    "A browser page."
+    "A browser page. Whatever the test ends with, its last picture is kept."
     chromium = Chromium(tmp_path/'chromium')
-    yield chromium
-    chromium.close()
+    try:
+        yield chromium
+        chromium.screenshot(PICTURES/'slider-last.png' if PICTURES else tmp_path/'slider-last.png')
+    finally: chromium.close()
 
 
 def test_slider_moves_mask_and_dice(lab, page, tmp_path):
-    pictures = Path(os.environ.get('LAZYSEG_SCREENSHOTS') or tmp_path)
+    pictures = PICTURES or tmp_path
     page.call('Page.navigate', url=f'{lab}lab/tree/slider.ipynb')
     wait_for(lambda: page.js("!!window.jupyterapp && !!document.querySelector('.jp-Notebook .jp-CodeCell')"), 180, 'the notebook')
     wait_for(lambda: page.js("!document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=connecting]')"), 60, 'the kernel')
