@@ -157,7 +157,6 @@ def check_input(scores, truth, diseased, patients, operating_point, **regions):
             raise LazysegError(f"{name} has shape {array.shape}, the scores {scores.shape}.")
     if scores.ndim != 3 or not len(scores): raise LazysegError(f"scores have shape {scores.shape}; (films, height, width) is needed, and one film at least.")
     if not np.isfinite(scores).all(): raise LazysegError("Some scores are not finite.")
-    if pd.isna(patients).any(): raise LazysegError("Some films have no patient; without one they cannot be kept apart.")
     if truth is not None:
         area = truth.mean((1,2))
         if len(area[diseased]) and np.median(area[diseased]) > .6: 
@@ -196,6 +195,7 @@ def measure(scores, # (N,H,W) score maps of test films
             bins:int=2048, # thresholds of the histogram
            ) -> Measured:
     "Count everything that the metrics of one method need, film by film."
+    if pd.isna(np.asarray(patients, object)).any(): raise LazysegError("Some films have no patient; without one they cannot be kept apart.")
     scores, diseased, patients = np.asarray(scores, np.float32), np.asarray(diseased, bool), np.asarray(patients).astype(str)
     if boxes is not None and not isinstance(boxes, np.ndarray): boxes = boxes_to_masks(boxes, scores.shape[1:])
     truth, lungs, boxes = (None if a is None else np.asarray(a).astype(bool) for a in (truth, lungs, boxes))
@@ -204,9 +204,10 @@ def measure(scores, # (N,H,W) score maps of test films
     outline, exact = np.zeros(scores.shape, bool) if truth is None else truth, {}
     steps = _steps(scores, outline, bins)
     true, other = count_above(scores, outline, steps)
-    if truth is not None and diseased.any():
-        exact = dict(pixel_ap=pixel_average_precision(scores[diseased], truth[diseased]), pixel_auroc=pixel_auroc(scores[diseased], truth[diseased]),
-                     pixel_ap_all=pixel_average_precision(scores, truth))
+    outlined = diseased & outline.any((1,2)) # a diseased film without an outline says nothing about pixels
+    if outlined.any():
+        exact = dict(pixel_ap=pixel_average_precision(scores[outlined], outline[outlined]), pixel_auroc=pixel_auroc(scores[outlined], outline[outlined]),
+                     pixel_ap_all=pixel_average_precision(scores[outlined | ~diseased], outline[outlined | ~diseased]))
     smooth = true, other
     if operating_point.smoothing: smooth = count_above(blurred := operating_point.smooth(scores), outline, _steps(blurred, outline, bins//4))
     return Measured(table, steps, true, other, scores[0].size, operating_point, exact, smooth)
@@ -274,12 +275,12 @@ def metric_draws(m:Measured, # one method
     if 'true' in t:
         outlined = sick & (t.true.values > 0)
         for name in ('dice', 'iou', 'sensitivity', 'pointing_game', 'paper_accuracy'): mean(name, name, outlined)
-        hit, marked, true = (weights[:,sick]@t[c].values[sick] for c in ('hit', 'marked', 'true'))
+        hit, marked, true = (weights[:,outlined]@t[c].values[outlined] for c in ('hit', 'marked', 'true'))
         out['dice_pooled'] = dice_from_areas(hit, marked, true), outlined
         out['best_dice'] = _oracle_dice(weights, m, outlined), outlined
-        out['pixel_ap'] = _pooled(weights, m, sick, ap_from_counts), outlined
-        out['pixel_auroc'] = _pooled(weights, m, sick, auroc_from_counts), outlined
-        out['pixel_ap_all'] = _pooled(weights, m, np.ones_like(sick), ap_from_counts), np.ones_like(sick)
+        out['pixel_ap'] = _pooled(weights, m, outlined, ap_from_counts), outlined
+        out['pixel_auroc'] = _pooled(weights, m, outlined, auroc_from_counts), outlined
+        out['pixel_ap_all'] = _pooled(weights, m, outlined | ~sick, ap_from_counts), outlined | ~sick
     out['image_auroc'] = _image_auroc(weights, t), np.ones_like(sick)
     mean('marked_healthy', 'marked_area', ~sick)
     out['marked_healthy_median'] = _median(weights[:,~sick], t.marked_area.values[~sick]), ~sick
@@ -353,9 +354,9 @@ def compare(a:Measured, # one method
 
 # %% ../nbs/05_evaluation.ipynb #38fddaba
 def precision_recall(m:Measured) -> pd.DataFrame: # columns threshold, recall, precision; a row a threshold
-    "Pixels of all diseased films, pooled."
-    sick = m.table.diseased.values
-    true, other = m.true[sick].sum(0), m.other[sick].sum(0)
+    "Pixels of all diseased films that have an outline, pooled."
+    films = m.table.diseased.values & (m.true[:,0] > 0)
+    true, other = m.true[films].sum(0), m.other[films].sum(0)
     keep = true+other > 0
     return pd.DataFrame(dict(threshold=m.steps, recall=true/max(1, true[0]), precision=true/np.maximum(1, true+other)))[keep]
 
@@ -375,10 +376,10 @@ def curves_figure(methods:dict, # {method: Measured}, on the same films
         pr, sens = precision_recall(m), sensitivity_by_marked_area(m)
         left.plot(pr.recall, pr.precision, color=colour, label=name)
         right.plot(sens.marked_healthy, sens.sensitivity, color=colour, label=name)
-        t = m.table[m.table.diseased]
+        t = m.table[m.table.diseased & (m.table.true > 0)]
         if t.marked.sum(): left.plot(t.hit.sum()/t.true.sum(), t.hit.sum()/t.marked.sum(), 'o', color=colour)
         right.plot(m.table.marked_area[~m.table.diseased].mean(), t.sensitivity.mean(), 'o', color=colour)
-    share = m.table.true[m.table.diseased].sum()/m.pixels/max(1, m.table.diseased.sum())
+    share = t.true.sum()/m.pixels/max(1, len(t))
     left.axhline(share, color='0.6', linestyle=':', label='chance')
     left.set(xlabel='recall (share of the diseased pixels found)', ylabel='precision', xlim=(0, 1), ylim=(0, 1))
     right.set(xscale='log', xlabel='share of a healthy film that is marked', ylabel='sensitivity', xlim=(1e-4, 1), ylim=(0, 1))
@@ -402,20 +403,20 @@ def case_page(films, # (N,H,W) uint8, or float in 0..1
               m:Measured, # of these scores
               n:int=3, # films of each kind
              ): # matplotlib Figure
-    "The best, median and worst cases and the worst false alarms: film with truth (blue) and marks (orange) above the map."
+    "The best, median and worst cases and the worst false alarms: film with truth (blue) and marks (orange), and the map beside it."
     cases, top = pick_cases(m.table, n), float(np.quantile(scores, .999)) or 1.
-    fig, axes = plt.subplots(2*len(cases), n, figsize=(1.7*n+.6, 3.3*len(cases)), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(len(cases), 2*n, figsize=(1.8*n+.6, 1.05*len(cases)), squeeze=False, layout='constrained')
     for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False)
-    for r, (kind, rows) in enumerate(cases.items()):
-        axes[2*r,0].set_ylabel(kind, fontsize=9)
-        for upper, lower, i in zip(axes[2*r], axes[2*r+1], rows):
-            upper.imshow(films[i], cmap='gray', vmin=0, vmax=255 if np.asarray(films).dtype == np.uint8 else 1)
-            draw_outline(upper, truth[i], '#56B4E9')
-            draw_outline(upper, m.operating_point.mask(scores[i]), '#E69F00')
+    for line, (kind, rows) in zip(axes, cases.items()):
+        line[0].set_ylabel(kind, fontsize=8)
+        for left, right, i in zip(line[::2], line[1::2], rows):
+            left.imshow(films[i], cmap='gray', vmin=0, vmax=255 if np.asarray(films).dtype == np.uint8 else 1)
+            draw_outline(left, truth[i], '#56B4E9')
+            draw_outline(left, m.operating_point.mask(scores[i]), '#E69F00')
             value = m.table.dice.iloc[i]
-            upper.set_title(f"Dice {value:.2f}" if np.isfinite(value) else f"marked {100*m.table.marked_area.iloc[i]:.1f}%", fontsize=8)
-            picture = lower.imshow(scores[i], cmap='magma', vmin=0, vmax=top)
-    fig.colorbar(picture, ax=axes, shrink=.3, label='score')
+            left.set_title(f"Dice {value:.2f}" if np.isfinite(value) else f"marked {100*m.table.marked_area.iloc[i]:.1f}%", fontsize=8)
+            picture = right.imshow(scores[i], cmap='magma', vmin=0, vmax=top)
+    fig.colorbar(picture, ax=axes, shrink=.5, label='score')
     return fig
 
 # %% ../nbs/05_evaluation.ipynb #37ac6c85

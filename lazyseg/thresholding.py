@@ -286,7 +286,7 @@ def threshold_for_estimated_dice(scores_healthy, # (N,H,W) scores of held-out he
     steps, dice, _ = estimate_dice(point.smooth(scores_healthy), point.smooth(scores_diseased))
     return replace(point, threshold=float(steps[dice.argmax()]))
 
-# %% ../nbs/04_thresholding.ipynb #6a846d94
+# %% ../nbs/04_thresholding.ipynb #34a46579
 def threshold_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy films
                           scores_diseased, # (M,H,W) scores of held-out diseased films
                           smoothing:float=1., # pixels
