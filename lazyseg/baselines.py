@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 'TABLES', 'Scorer', 'baseline', 'fit_empty',
-           'LungMask', 'fit_lungs', 'maps_of', 'part', 'choose', 'blur', 'by_sign_and_blur', 'fit_intensity',
-           'fit_mean_difference', 'as_floats', 'ArrayLoader', 'SkipValidation', 'train', 'FilmClassifier',
-           'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'activation_map', 'fit_activation',
-           'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder', 'patch_features', 'spread_out',
-           'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice', 'KeepBest', 'fit_unet', 'fit_any',
-           'operating_points', 'example_rows', 'measure_method', 'slug', 'run_one', 'benchmark_settings',
-           'method_names', 'benchmark', 'long_table', 'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark',
-           'figure_maps']
+           'LungMask', 'fit_lungs', 'maps_of', 'part', 'choose', 'pixel_contrast', 'blur', 'by_sign_and_blur',
+           'fit_intensity', 'fit_mean_difference', 'as_floats', 'ArrayLoader', 'SkipValidation', 'train',
+           'FilmClassifier', 'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'activation_map',
+           'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder',
+           'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice',
+           'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows', 'measure_method', 'slug', 'run_one',
+           'benchmark_settings', 'method_names', 'benchmark', 'long_table', 'wide_table', 'to_markdown', 'write_tables',
+           'figure_benchmark', 'figure_maps']
 
-# %% ../nbs/06_baselines.ipynb #e5df817e
+# %% ../nbs/06_baselines.ipynb #1a427b75
 import json, time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -39,12 +39,12 @@ from torch import nn, Tensor
 
 from .core import LazysegError, cache_dir, one_of, progress, project_root, somebody_watches, whole_file
 from .data import Films, get_films, get_source
-from .evaluation import COLUMNS, as_text, evaluate, image_auroc
+from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
 from .runs import DISEASES, MARKED, TRUTH, outline, provenance, read_metrics, save_figure, whole_number, write_metrics
-from .thresholding import MODES, OperatingPoint, score_films, threshold_for_dice, threshold_from_labels
+from .thresholding import MODES, OperatingPoint, PAPER_BAND, score_films, threshold_for_dice, threshold_from_labels
 from .training import METHODS, PROFILES, fit_method
 
-# %% ../nbs/06_baselines.ipynb #83de2691
+# %% ../nbs/06_baselines.ipynb #a82bfe42
 @dataclass
 class Scorer:
     "A trained method: films (B,1,H,W) float 0..1 to maps (B,H,W) float, not negative, larger is more diseased."
@@ -60,7 +60,7 @@ class Scorer:
     def __call__(self, films:Tensor) -> Tensor:
         with torch.no_grad(): return self.maps(films.to(self.device)).clamp(min=0)
 
-# %% ../nbs/06_baselines.ipynb #555bfc54
+# %% ../nbs/06_baselines.ipynb #addafe82
 BASELINES = {} # name -> function (films, seed=0, ...) -> Scorer
 
 def baseline(name:str, # the row of the table
@@ -78,7 +78,7 @@ def baseline(name:str, # the row of the table
         return timed
     return enter
 
-# %% ../nbs/06_baselines.ipynb #f6c7003c
+# %% ../nbs/06_baselines.ipynb #bdc9efff
 SURE = OperatingPoint(.5, rule='marks what the baseline is sure of') # a mask needs no threshold to be chosen
 
 @baseline('empty mask')
@@ -86,7 +86,7 @@ def fit_empty(films:Films, seed:int=0) -> Scorer:
     "Says of every pixel that it is healthy."
     return Scorer(lambda x: torch.zeros_like(x[:,0]), point=SURE)
 
-# %% ../nbs/06_baselines.ipynb #5d931b58
+# %% ../nbs/06_baselines.ipynb #69076e9d
 class LungMask(Scorer):
     "Marks the lungs that the `Films` bring along; it can't be called on a film alone."
     def score(self, films:Films) -> np.ndarray: # (N,H,W) float32
@@ -107,7 +107,7 @@ def maps_of(scorer:Callable, # any method
     "The maps of all films, by whichever way the scorer takes them."
     return scorer.score(films) if hasattr(scorer, 'score') else score_films(scorer, films)
 
-# %% ../nbs/06_baselines.ipynb #a339f7b8
+# %% ../nbs/06_baselines.ipynb #78c4cacb
 def part(films:Films, split:str) -> Films:
     "The films of one split, with both domains in it."
     chosen = films.split(split)
@@ -117,11 +117,16 @@ def part(films:Films, split:str) -> Films:
 
 def choose(candidates:dict, # in words -> function from films (B,1,H,W) to maps (B,H,W)
            films:Films, # all films; the validation films are used
+           by:Callable=image_auroc, # (maps, diseased) -> number, larger is better
           ) -> Scorer: # of the best candidate
-    "The candidate whose image scores separate healthy from diseased validation films best (image AUROC)."
+    "The candidate whose maps separate healthy from diseased validation films best."
     valid = part(films, 'valid')
     scorers = [Scorer(maps, choice=words) for words, maps in candidates.items()]
-    return max(scorers, key=lambda s: image_auroc(score_films(s, valid), valid.table.diseased.to_numpy(bool)))
+    return max(scorers, key=lambda s: by(score_films(s, valid), valid.table.diseased.to_numpy(bool)))
+
+def pixel_contrast(maps:np.ndarray, diseased:np.ndarray) -> float: # (N,H,W), (N,) bool -> 0..1
+    "How often a pixel of a diseased film scores higher than one of a healthy film (AUROC): for maps that saturate everywhere."
+    return pixel_auroc(maps, np.broadcast_to(np.asarray(diseased, bool)[:,None,None], maps.shape))
 
 def blur(maps:Tensor, # (B,H,W)
          sigma:float, # pixels; 0 is none
@@ -134,7 +139,7 @@ def blur(maps:Tensor, # (B,H,W)
     wide = F.pad(maps[:,None], [reach]*4, mode='replicate')
     return F.conv2d(F.conv2d(wide, line[:,:,None]), line[...,None])[:,0]
 
-# %% ../nbs/06_baselines.ipynb #188805e9
+# %% ../nbs/06_baselines.ipynb #5774772a
 SIGNS = dict(brighter=lambda d: d, darker=lambda d: -d, different=torch.abs)
 
 def by_sign_and_blur(difference:Callable, # films (B,1,H,W) to signed maps (B,H,W)
@@ -145,13 +150,13 @@ def by_sign_and_blur(difference:Callable, # films (B,1,H,W) to signed maps (B,H,
     def reading(sign, sigma): return lambda films: SIGNS[sign](blur(difference(films), sigma))
     return {f'{sign}, blur {sigma}': reading(sign, sigma) for sign in signs for sigma in sigmas}
 
-# %% ../nbs/06_baselines.ipynb #6a7e5d5f
+# %% ../nbs/06_baselines.ipynb #7e47a2d9
 @baseline('intensity threshold')
 def fit_intensity(films:Films, seed:int=0) -> Scorer:
     "Bright, or dark, is diseased."
     bright = {f'bright, blur {s}': lambda x, s=s: blur(x[:,0], s) for s in (0, 1, 2, 4)}
     dark = {f'dark, blur {s}': lambda x, s=s: blur(1 - x[:,0], s) for s in (0, 1, 2, 4)}
-    return choose(bright | dark, films)
+    return choose(bright | dark, films, by=pixel_contrast) # the brightest 1% of any film is its belly, ill or well
 
 @baseline('mean-healthy difference')
 def fit_mean_difference(films:Films, seed:int=0) -> Scorer:
@@ -165,7 +170,7 @@ def as_floats(films:np.ndarray, # (N,H,W) uint8
     "Stored bytes as the films that networks see."
     return torch.from_numpy(np.ascontiguousarray(films))[:,None].float()/255
 
-# %% ../nbs/06_baselines.ipynb #96fdc970
+# %% ../nbs/06_baselines.ipynb #8c28552c
 class ArrayLoader(DataLoader):
     "Batches (films (B,1,H,W) in 0..1, target) cut out of arrays; in training shuffled, and flipped left to right at random."
     def __init__(self, film:np.ndarray, # (N,H,W) uint8
@@ -186,7 +191,7 @@ class ArrayLoader(DataLoader):
         flip = torch.rand(len(x), 1, 1, 1) < (.5 if self.shuffle else 0.)
         return torch.where(flip, x.flip(-1), x), torch.where(flip, y.flip(-1), y) if y.ndim == 4 else y
 
-# %% ../nbs/06_baselines.ipynb #ada7936a
+# %% ../nbs/06_baselines.ipynb #bbdb0117
 class SkipValidation(Callback):
     "For trainings that nobody watches."
     order = -10
@@ -208,7 +213,7 @@ def train(make_model:Callable, # () -> nn.Module
         with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(epochs, lr)
     return learn.model.eval()
 
-# %% ../nbs/06_baselines.ipynb #f4592a3f
+# %% ../nbs/06_baselines.ipynb #2525d25b
 POOLS = {
     'mean': lambda m: m.mean((1,2)),
     'top': lambda m: m.flatten(1).topk(max(1, m[0].numel()//20)).values.mean(1), # the top twentieth of places
@@ -234,7 +239,7 @@ class FilmClassifier(nn.Module):
     def evidence(self, films:Tensor) -> Tensor: return self.head(self.body(films*2 - 1))[:,0]
     def forward(self, films:Tensor) -> Tensor: return POOLS[self.pool](self.evidence(films))
 
-# %% ../nbs/06_baselines.ipynb #b6d5c044
+# %% ../nbs/06_baselines.ipynb #95775c28
 def cross_entropy(logits:Tensor, target:Tensor) -> Tensor:
     "Binary cross-entropy from logits; both domains count the same where a batch holds more of one."
     share = target.mean().clamp(.05, .95)
@@ -260,7 +265,7 @@ def predict(model:nn.Module, # a classifier
     device = next(model.parameters()).device
     return np.concatenate([model(as_floats(x[i:i+bs]).to(device)).sigmoid().cpu().numpy() for i in range(0, len(x), bs)])
 
-# %% ../nbs/06_baselines.ipynb #82ac9304
+# %% ../nbs/06_baselines.ipynb #9e8dae6b
 def both_ways(maps:Callable, # films to maps
              ) -> Callable: # the same
     "The mean of a film's map and of its mirror image's, flipped back."
@@ -284,7 +289,7 @@ def fit_activation(films:Films, seed:int=0, epochs:int=6, **how) -> Scorer:
     model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(FilmClassifier, **how))
     return Scorer(activation_map(model), model=model)
 
-# %% ../nbs/06_baselines.ipynb #28bdae2c
+# %% ../nbs/06_baselines.ipynb #6d595366
 def make_resnet(width:float=.5, # times the usual number of features
                ) -> nn.Sequential: # the body, then what turns features into a logit
     "fastai's XResNet for one-channel films and one logit, with three stages; the pooling after the stem keeps its size."
@@ -308,7 +313,7 @@ def grad_cam(model:nn.Module, # films to logits (B,)
     weight = gradient.mean((2,3), keepdim=True)
     return upsample((weight*seen[0]).sum(1).clamp(min=0).detach(), films, corners=True)
 
-# %% ../nbs/06_baselines.ipynb #4dde4ef8
+# %% ../nbs/06_baselines.ipynb #d2a4c8e6
 @baseline('Grad-CAM')
 def fit_gradcam(films:Films, seed:int=0, epochs:int=6, width:float=.5) -> Scorer:
     "Grad-CAM of a fastai XResNet; validation labels choose the layer."
@@ -318,7 +323,7 @@ def fit_gradcam(films:Films, seed:int=0, epochs:int=6, width:float=.5) -> Scorer
     scorer.model = model
     return scorer
 
-# %% ../nbs/06_baselines.ipynb #c32bd4b8
+# %% ../nbs/06_baselines.ipynb #abdd6077
 class Autoencoder(nn.Module):
     "Films (B,1,H,W) through a narrow place of (H/16)(W/16) x `bottleneck` numbers, and back to their shape."
     def __init__(self, width:int=16, bottleneck:int=16):
@@ -339,7 +344,7 @@ def fit_autoencoder(films:Films, seed:int=0, epochs:int=30, **how) -> Scorer:
     scorer.model = model
     return scorer
 
-# %% ../nbs/06_baselines.ipynb #c1444bea
+# %% ../nbs/06_baselines.ipynb #e031c4aa
 def patch_features(model:nn.Sequential, # from `make_resnet`
                    films:Tensor, # (B,1,H,W)
                   ) -> Tensor: # (B,C,h,w)
@@ -363,7 +368,7 @@ def spread_out(features:Tensor, # (M,C)
         kept.append(int(far.argmax()))
     return features[kept]
 
-# %% ../nbs/06_baselines.ipynb #6b31bb66
+# %% ../nbs/06_baselines.ipynb #3c0c8188
 def healthy_patches(model, healthy:np.ndarray, n:int, seed:int) -> Tensor: # (n,C)
     "A bank of patches that covers what healthy films look like."
     rng, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
@@ -387,7 +392,7 @@ def fit_patchcore(films:Films, seed:int=0, epochs:int=6, width:float=.5, n:int=2
     scorer.model = model
     return scorer
 
-# %% ../nbs/06_baselines.ipynb #30250408
+# %% ../nbs/06_baselines.ipynb #aa9bdcea
 class UNet(nn.Module):
     "Films (B,1,H,W) to logits (B,1,H,W), H and W divisible by 8 (Ronneberger et al., 2015, with batch norm)."
     def __init__(self, width:int=16, # features at full size; twice as many after each halving
@@ -409,7 +414,7 @@ class UNet(nn.Module):
             x = layer(torch.cat([F.interpolate(x, size=skip.shape[-2:]), skip], 1))
         return self.head(x)
 
-# %% ../nbs/06_baselines.ipynb #4cb7cfa7
+# %% ../nbs/06_baselines.ipynb #23f641aa
 def outline_loss(logits:Tensor, truth:Tensor) -> Tensor: # (B,1,H,W) both
     "Cross-entropy plus one minus soft Dice of the batch: the first is smooth, the second is what is measured."
     p = logits.sigmoid()
@@ -433,7 +438,7 @@ class KeepBest(TrackerCallback):
         if self.new_best: self.kept = {k: v.clone() for k, v in self.learn.model.state_dict().items()}
     def after_fit(self): self.learn.model.load_state_dict(self.kept)
 
-# %% ../nbs/06_baselines.ipynb #c624d4f9
+# %% ../nbs/06_baselines.ipynb #b9fb3650
 @baseline('supervised U-Net')
 def fit_unet(films:Films, seed:int=0, epochs:int=10, width:int=16) -> Scorer:
     "The ceiling: a U-Net trained on outlines, the best epoch by validation Dice. Nobody with image labels alone can have it."
@@ -443,7 +448,7 @@ def fit_unet(films:Films, seed:int=0, epochs:int=10, width:int=16) -> Scorer:
                   ArrayLoader(valid.film, valid.truth, bs=64), metrics=PixelDice(), cbs=KeepBest('dice'))
     return Scorer(both_ways(lambda films: model(films)[:,0].sigmoid()), model=model)
 
-# %% ../nbs/06_baselines.ipynb #4d6bd17f
+# %% ../nbs/06_baselines.ipynb #3fb507d6
 SMOKE = { # what each baseline is given in the profile 'smoke': enough to run, not to learn
     'class activation': dict(epochs=1, width=8), 'Grad-CAM': dict(epochs=1, width=.25), 'autoencoder': dict(epochs=1, width=8),
     'PatchCore': dict(epochs=1, width=.25, n=50), 'supervised U-Net': dict(epochs=1, width=4)}
@@ -466,9 +471,10 @@ def operating_points(scorer:Callable, valid:Films, # validation films
     points = {MODES[0]: threshold_from_labels(scores[~sick], scores[sick], patients=patients)}
     if valid.truth is not None and valid.truth[sick].any():
         points[MODES[1]] = threshold_for_dice(scores[sick], valid.truth[sick], patients[sick])
+    if getattr(scorer, 'map', None) == 'paper': points["paper's band"] = PAPER_BAND
     return points
 
-# %% ../nbs/06_baselines.ipynb #9c6ad1a2
+# %% ../nbs/06_baselines.ipynb #007b3a6e
 def example_rows(films:Films, # test films
                 ) -> np.ndarray: # four rows
     "The same films for every method, by rule: a small, a middling and a large lesion, and a healthy film."
@@ -488,7 +494,7 @@ def measure_method(scorer:Callable, films:Films, seed:int=0) -> tuple[dict, dict
     if some.truth is not None: arrays['truth'] = np.asarray(some.truth)
     return results, arrays
 
-# %% ../nbs/06_baselines.ipynb #9d050da6
+# %% ../nbs/06_baselines.ipynb #0110fb20
 def slug(name:str) -> str:
     "A name as a folder."
     return name.lower().replace(' ', '-')
@@ -513,7 +519,7 @@ def run_one(name:str, disease:str, films:Callable, # () -> Films, asked only whe
     write_metrics(folder, found | dict(credit=films.credit, **provenance()))
     return read_metrics(folder)
 
-# %% ../nbs/06_baselines.ipynb #501ffecd
+# %% ../nbs/06_baselines.ipynb #a8da1c5e
 def benchmark_settings(profile:str='auto', size:int=0, films:int=0, seed:int=0) -> dict: # size, films a class, profile, seed
     "Checked settings; 0 is the profile's own, 'auto' is 'gpu' where there is one and 'cpu' elsewhere."
     if profile == 'auto': profile = 'gpu' if torch.cuda.is_available() else 'cpu'
@@ -530,7 +536,7 @@ def method_names(kind:str, # 'method' or 'disease'
     if given.strip() == 'all': return known
     return list(dict.fromkeys(one_of(kind, name.strip(), known) for name in given.split(',')))
 
-# %% ../nbs/06_baselines.ipynb #3ad6332f
+# %% ../nbs/06_baselines.ipynb #23e0b913
 def benchmark(out:Path|str='reports/benchmark', # folder, from the project's root
               diseases=DISEASES, methods=None, # names; None is every baseline and every method of ours
               settings:dict=None, # from `benchmark_settings`
@@ -546,7 +552,7 @@ def benchmark(out:Path|str='reports/benchmark', # folder, from the project's roo
         write_tables(found, out) # after every disease, so that a long run can be looked at
     return found
 
-# %% ../nbs/06_baselines.ipynb #de37f8f0
+# %% ../nbs/06_baselines.ipynb #1f6f905d
 FLOORS, CEILING = ('empty mask', 'lung mask'), 'supervised U-Net'
 
 def long_table(found:dict, # from `benchmark`
@@ -567,7 +573,7 @@ def wide_table(found:dict, metric:str='dice', mode:str=MODES[0]) -> pd.DataFrame
     table['minutes to train'] = [f'{np.mean(minutes[n]):.1f}' if minutes[n] else '' for n in names]
     return table.rename_axis('method')
 
-# %% ../nbs/06_baselines.ipynb #42658870
+# %% ../nbs/06_baselines.ipynb #aeab89a5
 def to_markdown(table:pd.DataFrame) -> str:
     "A table of text as Markdown."
     lines = [[table.index.name or '', *table.columns], ['---']*(table.shape[1] + 1), *([i, *row] for i, row in zip(table.index, table.to_numpy()))]
@@ -587,6 +593,8 @@ def write_tables(found:dict, out:Path) -> Path: # the Markdown file
             '\nTest films only; 95% intervals over patients. Not a medical device.\n\n' + first['credit']]
     for metric, title in TABLES.items():
         for mode in MODES if metric == 'dice' else MODES[:1]: text += [f'\n## {title}, threshold: {mode}\n', to_markdown(wide_table(found, metric, mode))]
+    band = {d: as_text(methods['paper']['results'].get("paper's band", {}).get('dice')) for d, methods in found.items() if 'paper' in methods}
+    if band: text += ["\nDice of the method `paper` with the paper's own band of 0.3 to 0.8: " + '; '.join(f'{d} {v}' for d, v in band.items()) + '.']
     failed = [f"- {n} on {d}: {m['failed']}" for d, methods in found.items() for n, m in methods.items() if 'failed' in m]
     if failed: text += ['\n## Did not train\n', *failed]
     with whole_file(out/'results.md') as p: p.write_text('\n'.join(text) + '\n')
@@ -595,7 +603,7 @@ def write_tables(found:dict, out:Path) -> Path: # the Markdown file
     plt.close('all')
     return out/'results.md'
 
-# %% ../nbs/06_baselines.ipynb #9310aafc
+# %% ../nbs/06_baselines.ipynb #37cf1c40
 def figure_benchmark(found:dict, metric:str='dice', mode:str=MODES[0]) -> plt.Figure:
     "One panel a disease: value and interval of every method, the ceiling as a line."
     fig, axes = plt.subplots(1, len(found), figsize=(2.3*len(found) + 1.4, 3.4), sharey=True, squeeze=False, layout='constrained')
