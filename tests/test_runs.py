@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
+
 import pytest
+
+nbformat = pytest.importorskip("nbformat")
 
 from lazyseg.cli import main, train
 from lazyseg.core import LazysegError, project_root
