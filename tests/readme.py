@@ -19,5 +19,6 @@ for cell in book.cells:
         if "echo: false" in source:
             cell.source = ""
 text, _ = MarkdownExporter(exclude_input_prompt=True).from_notebook_node(book)
+text = re.sub(r"```\w*\n\s*```\n", "", text)  # what is left of a cell whose code is not shown
 print("<!-- Made from nbs/index.ipynb by `make readme`. Do not edit here. -->\n")
 print(re.sub(r"\n{3,}", "\n\n", text).strip())
