@@ -6,7 +6,7 @@
 __all__ = ['train', 'headline', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #c31810aa
-import argparse, sys
+import argparse, os, sys
 from pathlib import Path
 
 from .core import LazysegError, project_root, whole_file
@@ -25,6 +25,7 @@ def train(progress:bool=True, # show a bar over the cells
     except ImportError as e: raise LazysegError("Training needs papermill. Install it: pip install 'lazyseg[lab]'.") from e
     settings.folder.mkdir(parents=True, exist_ok=True)
     running = settings.folder/'train.running.ipynb'
+    os.environ['LAZYSEG_LINES'] = '1' if progress else '' # the kernel inherits it: its bars would not reach the terminal
     try:
         papermill.execute_notebook(str(notebook), str(running), parameters={k: v for k, v in parameters.items()}, cwd=str(project_root()),
                                    kernel_name='python3', progress_bar=progress, stdout_file=sys.stderr if progress else None)
