@@ -15,6 +15,7 @@ __all__ = ['WHEEL', 'WHEEL_SHA256', 'CREDIT', 'CENTRE', 'FINE_MM', 'ANATOMY', 'P
 
 # %% ../nbs/00_phantom.ipynb #7f91ad1d
 import hashlib, json, math, os, subprocess, sys, tempfile, zipfile, zlib
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -504,16 +505,20 @@ class Scene:
         path = F.grid_sample(volumes.unflatten(1, self.chest.shape)[None], grid[None], align_corners=True, padding_mode='border')[0].mean(1)
         return path*DEPTH/self.numbers['thick']
 
-    def project(self, ill): # {name: Disease} -> mm of water (h, w), {name: mm of diseased tissue}, mm of lung
+    def water(self, ill): # {name: Disease} -> mm of water (h, w), [diseased tissue (voxels,)]
         mu, supports = self.healthy, []
         for d in ill.values():
             mu, support = d.paint(self.chest, mu)
             supports.append(support)
+        water = self.look(mu[None], self.grid(ill))[0]
+        return water + self.numbers['fat']*(1 - torch.exp(-water/30)), supports
+
+    def project(self, ill): # {name: Disease} -> mm of water (h, w), {name: mm of diseased tissue}, mm of lung
+        water, supports = self.water(ill)
         grid = self.grid(ill)
-        water = self.look(mu[None], grid)[0]
         paths = self.look(torch.stack([self.chest.lungs.flatten(), *supports]), grid[::2]) # a mask needs no finer steps
         paths = F.interpolate(paths[None], self.shape, mode='bilinear', antialias=True, align_corners=False)[0]
-        return water + self.numbers['fat']*(1 - torch.exp(-water/30)), dict(zip(ill, paths[1:])), paths[0]
+        return water, dict(zip(ill, paths[1:])), paths[0]
 
 # %% ../nbs/00_phantom.ipynb #90822f97
 def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, in pixels
@@ -550,7 +555,8 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
     scene = Scene(numbers, warp, size, aspect)
     water, supports, lungs = scene.project(ill)
     film, twin = water, water
-    if disease: twin = scene.project({d: i for d, i in ill.items() if d != disease})[0]
+    if disease: # the others fall ill anew, with the same random numbers: painting has used them up
+        twin = scene.water({d: fall_ill(d, None, seed, signs) for d in diseases if d != disease})[0]
     film, twin = scene_to_film(scene, film, twin, lungs, seed, distractors, tag)
     truths = {d: (s > PATH_MM[d]).numpy() for d, s in supports.items()}
     return dict(film=film, twin=twin, lungs=(lungs > LUNG_MM).numpy(), truth=truths.get(disease, np.zeros(film.shape, bool)),
@@ -621,7 +627,7 @@ def _open_array(file, shape, dtype): # memory-mapped; empty where it was missing
 class _Store:
     "Films of one setting on disk: memory-mapped arrays, and a line with a checksum for each chunk that is whole."
     def __init__(self, folder, n, arrays): # arrays: {name: (shape of one film, dtype)}
-        self.n, self.marks = n, folder/'chunks.jsonl'
+        self.n, self.marks, self.size = n, folder/'chunks.jsonl', arrays['film'][0][0]
         self.arrays = {k: _open_array(folder/f'{k}.npy', (n, *shape), dtype) for k, (shape, dtype) in arrays.items()}
 
     def check(self, chunk) -> int: # a checksum over one chunk of all arrays
@@ -672,10 +678,17 @@ def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
 def _render_missing(folder, table, arrays, render_row):
     with FileLock(folder/'lock'): # a second process waits here and then finds the films ready
         store = _Store(folder, len(table), arrays)
-        missing = store.missing()
-        for chunk in progress(missing, text=f'rendering {folder.name}') if missing else ():
-            for row in range(chunk*CHUNK, min((chunk + 1)*CHUNK, len(table))): render_row(store, table.iloc[row])
-            store.mark(chunk)
+        missing, threads = store.missing(), torch.get_num_threads()
+        if not missing: return
+        chest(store.size > 96) # made once, not by every worker
+        # A film a thread keeps all cores busy; many threads on one film wait for one another.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for chunk in progress(missing, text=f'rendering {folder.name}'):
+                    rows = range(chunk*CHUNK, min((chunk + 1)*CHUNK, len(table)))
+                    for _ in pool.map(lambda row: render_row(store, table.iloc[row]), rows): pass
+                    store.mark(chunk)
+            finally: torch.set_num_threads(threads)
 
 def _render_row(store, row, disease, seed, look):
     others = tuple(filter(None, row.others.split('|')))

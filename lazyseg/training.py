@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'MAPS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'judge', 'frozen', 'Side',
            'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs', 'Pace', 'Watch', 'schedule',
-           'get_learner', 'GeneratorScorer', 'difference_map', 'mask_map', 'quotient_map', 'product_map', 'Checkpoint',
-           'fingerprint', 'fit_method', 'second_stage']
+           'get_learner', 'GeneratorScorer', 'difference_map', 'mask_map', 'quotient_map', 'product_map',
+           'intensity_map', 'displacement_map', 'Checkpoint', 'fingerprint', 'fit_method', 'second_stage']
 
 # %% ../nbs/03_training.ipynb #e0db7164
 import copy, hashlib, json, math, time
@@ -37,7 +37,7 @@ from .models import Counterpart, Discriminator, Generator, Outliner
 @dataclass(frozen=True)
 class Method:
     "The choices that make a method; every field is one column of the table."
-    head: str = 'mask'  # what the generator may change: plain, additive, mask, warp
+    head: str = 'mask'  # what the generator may change: plain, additive, mask, warp, move
     cycle: str = 'none'  # 'none': one-sided; 'full': there and back; 'guided': back by a mask
     width: int = 16  # features of the generator after its first step
     blocks: int = 6  # residual blocks
@@ -53,7 +53,8 @@ class Method:
     identity: float = 10.  # price of changing a healthy film
     cycle_price: float = 10.  # price of not coming back, where there is a cycle
     area: float = .1  # price of the mask's area
-    smooth: float = 1.  # price of an uneven displacement, for the warp head
+    smooth: float = 1.  # price of an uneven displacement, for the heads warp and move
+    halvings: int = 0  # for these heads: above 0 the displacement cannot fold, see `integrate`
     lr: float = 2e-4  # generator's learning rate
     critic_lr: float = 1e-3  # discriminator's learning rate
     decay: float = .5  # last part of the training over which both rates fall to zero
@@ -120,7 +121,7 @@ class Side(nn.Module):
                 ):
         super().__init__()
         guided = back and m.cycle == 'guided'
-        self.generator = Generator(m.width, m.blocks, m.norm, m.upsample, m.head, m.skips, film_and_mask=guided)
+        self.generator = Generator(m.width, m.blocks, m.norm, m.upsample, m.head, m.skips, guided, m.halvings)
         self.critic = Discriminator(m.critic_width, m.critic_norm, m.critic_steps)
 
     def bills(self, real:Tensor, made:Tensor, negatives:Tensor|None, m:Method) -> tuple[Tensor, Tensor]:
@@ -312,7 +313,18 @@ def product_map(films:Tensor, c:Counterpart) -> Tensor:
     "Geometric mean of mask and difference: high where both are."
     return (mask_map(films, c) * difference_map(films, c)).sqrt()
 
-MAPS = {'paper': quotient_map, 'difference': difference_map, 'mask': mask_map, 'product': product_map}
+def intensity_map(films:Tensor, c:Counterpart) -> Tensor:
+    "What was added to or taken from the film before anything was moved, 0..1."
+    if c.delta is None: raise LazysegError("The map 'intensity' needs a generator that says what it adds: additive, mask or warp.")
+    return (c.delta if c.mask is None else c.mask * c.delta).abs()[:, 0]
+
+def displacement_map(films:Tensor, c:Counterpart) -> Tensor:
+    "How far tissue was moved, in pixels."
+    if c.flow is None: raise LazysegError("The map 'displacement' needs a generator with the head 'warp' or 'move'.")
+    return c.flow.norm(dim=1)
+
+MAPS = {'paper': quotient_map, 'difference': difference_map, 'mask': mask_map, 'product': product_map, 'intensity': intensity_map,
+        'displacement': displacement_map}
 
 # %% ../nbs/03_training.ipynb #10b0b907
 class Checkpoint(Callback):
@@ -367,6 +379,7 @@ def fit_method(films, # `Films` with splits train and valid
                seed:int=0, # of weights, order and augmentation
                epochs:int=0, # passes over the larger domain; 0: the profile's
                folder:Path|str|None=None, # for what a stopped training needs to go on
+               cbs=(), # further callbacks of the first stage
                **changes, # fields of `Method`
               ) -> GeneratorScorer: # or a `PupilScorer`, where the method has a second stage
     "Train a method on unpaired films; the scorer carries `learn` and `trained_seconds` (of this call)."
@@ -375,10 +388,10 @@ def fit_method(films, # `Films` with splits train and valid
     dls = unpaired_loaders(films, batch_size=m.batch_size, augment=m.augment, seed=seed)
     epochs = epochs or size.get('epochs') or max(1, round(size['steps'] / len(dls.train)))
     run = dict(seed=seed, epochs=epochs, films=fingerprint(films)) if folder else {}
-    cbs = [Checkpoint(Path(folder)/'checkpoint.pt', run)] if folder else []
-    learn = get_learner(dls, m, seed=seed, cbs=cbs)
+    kept = Checkpoint(Path(folder)/'checkpoint.pt', run) if folder else None
+    learn = get_learner(dls, m, seed=seed, cbs=[*cbs, *filter(None, [kept])])
     learn.create_opt()
-    done = cbs[0].restore(epochs) if cbs else 0
+    done = kept.restore(epochs) if kept else 0
     with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
         learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
