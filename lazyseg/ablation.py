@@ -6,7 +6,7 @@
 __all__ = ['FIRST', 'VARIANTS', 'watch_validation', 'Diary', 'try_variant', 'examples', 'ablation_runs', 'ablation_table',
            'ablate', 'figure_diary']
 
-# %% ../nbs/03a_ablation.ipynb #8f1db0de
+# %% ../nbs/03a_ablation.ipynb #0c2c8e4d
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -18,12 +18,12 @@ import torch
 from fastai.callback.core import Callback
 
 from .baselines import example_rows
-from .core import LazysegError, one_of, project_root
+from .core import LazysegError, forget_place, one_of, project_root
 from .evaluation import best_dice, image_auroc, label_only_criteria, marked_area, pixel_average_precision
 from .thresholding import score_films, threshold_from_labels
 from .training import METHODS, PROFILES, GeneratorScorer, fit_method, method
 
-# %% ../nbs/03a_ablation.ipynb #a842c578
+# %% ../nbs/03a_ablation.ipynb #fa2e95c7
 FIRST = dict(exercises=0.) # the generator alone
 VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'both stages':          ('the method as it is', 'lazyseg', {}),
@@ -46,7 +46,7 @@ VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'transposed':           ('do transposed convolutions do as well?', 'lazyseg', FIRST | dict(upsample='transpose')),
 }
 
-# %% ../nbs/03a_ablation.ipynb #2cb1eca9
+# %% ../nbs/03a_ablation.ipynb #a0746724
 def watch_validation(scorer, # a method
                      valid, # `Films` of the validation split, with truth
                     ) -> dict: # numbers that need outlines, and under 'label_only' numbers that do not
@@ -62,7 +62,7 @@ def watch_validation(scorer, # a method
                 marked_healthy=float(marked_area(mask[~sick]).mean()),
                 label_only=label_only_criteria(scores[~sick], scores[sick], lungs=None if valid.lungs is None else np.asarray(valid.lungs[sick]) > 0))
 
-# %% ../nbs/03a_ablation.ipynb #47d7b44c
+# %% ../nbs/03a_ablation.ipynb #56a2f94c
 class Diary(Callback):
     "Every few epochs, what `watch_validation` says of the generator as it is; in `learn.diary.entries`."
     name, run_valid = 'diary', False
@@ -75,7 +75,7 @@ class Diary(Callback):
         self.entries.append(dict(epoch=self.epoch + 1) | watch_validation(scorer, self.valid))
         self.learn.model.train() # the scorer switched the generator to evaluation
 
-# %% ../nbs/03a_ablation.ipynb #dd4f2aed
+# %% ../nbs/03a_ablation.ipynb #00088a7c
 def try_variant(films, # `Films` with splits train and valid
                 variant:str, # one of `VARIANTS`
                 profile:str='cpu', seed:int=0,
@@ -99,7 +99,7 @@ def examples(scorer, films, # with truth
     arrays = dict(maps=scorer(x), counterpart=c.film[:, 0], mask=c.mask, delta=c.delta, flow=c.flow)
     return dict(film=np.array(some.film), truth=np.array(some.truth)) | {k: v.detach().cpu().numpy().astype(np.float16) for k, v in arrays.items() if v is not None}
 
-# %% ../nbs/03a_ablation.ipynb #aad7f50a
+# %% ../nbs/03a_ablation.ipynb #e3a444d3
 def ablation_runs(folder='reports/ablation', # from the project's root
                  ) -> pd.DataFrame: # a row a run: disease, variant, seed, the numbers of `watch_validation`, minutes
     "All runs that are kept, in the order of `VARIANTS`."
@@ -113,7 +113,7 @@ def ablation_runs(folder='reports/ablation', # from the project's root
     order = {v: i for i, v in enumerate(VARIANTS)}
     return pd.DataFrame(rows).sort_values(['disease', 'variant', 'seed'], key=lambda c: c.map(order) if c.name == 'variant' else c, ignore_index=True)
 
-# %% ../nbs/03a_ablation.ipynb #1f2ff9f7
+# %% ../nbs/03a_ablation.ipynb #fe392e79
 def ablation_table(runs:pd.DataFrame, # from `ablation_runs`
                    columns=('pixel_ap', 'best_dice', 'dice', 'image_auroc', 'marked_healthy', 'minutes'),
                   ) -> pd.DataFrame: # a row a disease and variant: mean over seeds, and the range where there are several
@@ -123,7 +123,7 @@ def ablation_table(runs:pd.DataFrame, # from `ablation_runs`
     table = pd.DataFrame({c: grouped[c].apply(cell, digits=4 if c == 'marked_healthy' else 1 if c == 'minutes' else 2) for c in columns})
     return table.assign(seeds=grouped.size())
 
-# %% ../nbs/03a_ablation.ipynb #f17ea7cd
+# %% ../nbs/03a_ablation.ipynb #584e4165
 def ablate(diseases=('pneumonia',), # of the phantom
            variants=tuple(VARIANTS), seeds=(0,), profile:str='cpu',
            out:str='reports/ablation', # from the project's root
@@ -139,12 +139,13 @@ def ablate(diseases=('pneumonia',), # of the phantom
                 folder.mkdir(parents=True, exist_ok=True)
                 papermill.execute_notebook(str(root/'nbs'/'ablate.ipynb'), str(folder/'ablate.ipynb'), cwd=str(root), kernel_name='python3',
                     parameters=dict(disease=disease, variant=variant, seed=seed, profile=profile, out=out), progress_bar=False)
+                forget_place(folder/'ablate.ipynb')
                 print(f'{disease}, {variant}, seed {seed}: done', flush=True)
     runs = ablation_runs(out)
     runs.to_csv(root/out/'table.csv', index=False, float_format='%.4f')
     return runs
 
-# %% ../nbs/03a_ablation.ipynb #f269a13a
+# %% ../nbs/03a_ablation.ipynb #80c898b2
 def figure_diary(diaries:dict, # {name: entries of a `Diary`}
                  metric:str='pixel_ap', label:str='pixel average precision',
                 ) -> plt.Figure:
