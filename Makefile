@@ -1,7 +1,7 @@
 # Each target sets up all that it needs, on a machine with Python 3.10 or newer, make and git.
 #   make reproduce                      one disease on the phantom, from the CT to a report
 #   make reproduce DISEASE=hernia METHOD=paper PROFILE=smoke SOURCE=table DATA=films.csv
-#   make test | test-latest | lab | docs | bench | report | readme | clean
+#   make test | test-latest | lab | docs | bench | benchmark | ablation | report | readme | clean
 
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -19,7 +19,7 @@ EPOCHS  ?= 0
 OUT     ?= reports
 
 export PATH := $(BIN):$(PATH)
-.PHONY: help setup reproduce test test-latest lab docs bench readme clean
+.PHONY: help setup reproduce test test-latest lab docs bench benchmark ablation readme clean
 
 help:
 	@sed -n '1,4p' Makefile
@@ -55,6 +55,15 @@ docs: setup
 
 readme: setup
 	python tests/readme.py > README.md
+
+# Every peer and ceiling on every disease of the phantom: hours; what is there already is kept.
+benchmark: setup
+	mkdir -p reports/benchmark
+	LAZYSEG_LINES=1 papermill nbs/benchmark.ipynb reports/benchmark/benchmark.ipynb -p profile "$(PROFILE)" -p seed $(SEED) --log-output
+
+# What each part of the method is worth: one run for each variant; what is there already is kept.
+ablation: setup
+	python -c "from lazyseg.ablation import ablate; ablate(('$(DISEASE)',), seeds=($(SEED),), profile='$(PROFILE)')"
 
 bench: setup
 	for b in benchmarks/*.py; do echo "== $$b"; python $$b || exit 1; done
