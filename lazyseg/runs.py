@@ -4,26 +4,21 @@
 
 # %% auto #0
 __all__ = ['DISEASES', 'SOURCES', 'COSTS', 'MARKED', 'TRUTH', 'Settings', 'whole_number', 'check_settings', 'provenance',
-           'write_metrics', 'read_metrics', 'get_run_films', 'figure_costs', 'outline', 'figure_cases', 'save_figure',
-           'save_model', 'load_model']
+           'write_metrics', 'read_metrics', 'get_run_films', 'figure_costs', 'outline', 'figure_cases', 'save_figure']
 
 # %% ../nbs/runs.ipynb #77f9d8b5
 import json, os, platform, subprocess, sys, time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from .core import LazysegError, one_of, project_root, whole_file
 from .data import VIEWS, Films, get_films, get_source
-from .thresholding import OperatingPoint
-from .models import Outliner
-from .exercises import PupilScorer
-from .training import METHODS, PROFILES, GeneratorScorer, Method, Translator, fit_method
+from .training import METHODS, PROFILES
 
 # %% ../nbs/runs.ipynb #4a34f49e
 DISEASES = ('pneumonia', 'edema', 'emphysema', 'hernia')
@@ -172,41 +167,3 @@ def save_figure(folder:Path, # the run's folder
     path = Path(folder)/'figures'/f'{name}.png'
     with whole_file(path) as p: fig.savefig(p, dpi=110, format='png', metadata={'Software': None})
     return path
-
-# %% ../nbs/runs.ipynb #e16af0d1
-def save_model(folder:Path, # the run's folder; files go to its `model/`
-               scorer, # from `fit_method`
-               point:OperatingPoint, # the frozen threshold
-               settings:Settings,
-              ) -> Path:
-    "Write the weights of generator and pupil, the choices and the operating point to `folder/model/`."
-    folder, parts = Path(folder)/'model', dict(generator=scorer.generator)
-    if hasattr(scorer, 'pupil'): parts['pupil'] = scorer.pupil
-    weights = {f'{part}.{k}': v.detach().cpu().contiguous() for part, net in parts.items() for k, v in net.state_dict().items()}
-    with whole_file(folder/'weights.safetensors') as p: save_file(weights, p)
-    about = dict(choices=asdict(scorer.learn.model.m), name=scorer.name, size=settings.size, view=settings.view, disease=settings.disease,
-                 source=settings.source, seed=settings.seed, operating_point=point.to_dict(), version=version('lazyseg'),
-                 note='A research tool. Not a medical device.')
-    with whole_file(folder/'settings.json') as p: p.write_text(json.dumps(about, indent=1) + '\n')
-    return folder
-
-# %% ../nbs/runs.ipynb #14da47df
-def load_model(folder:Path, # a folder that `save_model` wrote
-              ): # (scorer, OperatingPoint, dict of settings)
-    "The scorer that was kept. Loading reads numbers and JSON; it runs nothing."
-    folder = Path(folder)
-    for name in ('settings.json', 'weights.safetensors'):
-        if not (folder/name).is_file(): raise LazysegError(f"{folder/name} is missing: {folder} is not a model that lazyseg wrote.")
-    about = json.loads((folder/'settings.json').read_text())
-    m, weights = Method(**about['choices']), load_file(folder/'weights.safetensors')
-    part = lambda name: {k.removeprefix(f'{name}.'): v for k, v in weights.items() if k.startswith(f'{name}.')}
-    try:
-        teacher = Translator(replace(m, average=0.)).there.generator
-        teacher.load_state_dict(part('generator'))
-        scorer = GeneratorScorer(teacher, m.map, about['name'])
-        if m.exercises:
-            pupil = Outliner(m.width)
-            pupil.load_state_dict(part('pupil'))
-            scorer = PupilScorer(pupil, scorer, about['name'])
-    except RuntimeError as e: raise LazysegError(f"The weights in {folder} do not fit its settings.json: one of the two was changed.") from e
-    return scorer, OperatingPoint.from_dict(about['operating_point']), about
