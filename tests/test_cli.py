@@ -1,0 +1,187 @@
+"""The command `lazyseg`: exit codes, JSON, reruns, Ctrl-C, and that nobody's name gets out."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lazyseg import cli
+from test_segmenter import FILM, lungs_like, model, write_dicom  # noqa: F401  (model is a fixture)
+
+START = [sys.executable, "-c", "import sys; from lazyseg.cli import main; sys.exit(main())"]
+
+
+@pytest.fixture
+def kept(model, tmp_path): return model.save(tmp_path / "model")  # noqa: F811
+
+
+@pytest.fixture
+def films(tmp_path):
+    (tmp_path / "films").mkdir()
+    for i, film in enumerate(lungs_like(5, 48)): Image.fromarray(film).save(tmp_path / "films" / f"film{i}.png")
+    return tmp_path / "films"
+
+
+def rows(out): return list(csv.DictReader(open(out / "films.csv", newline="")))
+
+
+def segment(films, kept, out, *more): return cli.main(["segment", str(films), "-m", str(kept), "-o", str(out), *more])
+
+
+def test_help_is_quick_and_complete():
+    start = time.perf_counter()
+    said = subprocess.run([*START, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(name in said for name in cli.COMMANDS) and "exit codes" in said and "Not a medical device" in " ".join(said.split())
+    heavy = subprocess.run([sys.executable, "-c", "import sys; from lazyseg.cli import parser; parser(); print([m for m in ('torch', 'fastai', 'pandas', 'matplotlib', 'numpy') if m in sys.modules])"],
+                           capture_output=True, text=True, check=True).stdout
+    assert heavy.strip() == "[]" and time.perf_counter() - start < 30
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as stopped: cli.main([name, "--help"])
+        assert stopped.value.code == 0
+
+
+@pytest.mark.parametrize("args", [[], ["segmnt"], ["segment", "films"], ["evaluate", "m", "--split", "tests"], ["phantom", "-n", "many"]])
+def test_what_is_not_understood_is_code_2(args, capsys):
+    with pytest.raises(SystemExit) as stopped: cli.main(args)
+    assert stopped.value.code == 2 and "usage" in capsys.readouterr().err
+
+
+def test_a_folder_becomes_masks_pictures_and_a_table(films, kept, tmp_path, capsys):
+    assert segment(films, kept, tmp_path / "out") == 0
+    table = rows(tmp_path / "out")
+    assert [r["number"] for r in table] == list("12345") and all(len(r["film"]) == 12 for r in table)
+    for r in table:
+        assert np.asarray(Image.open(tmp_path / "out" / r["mask"])).shape == (48, 48) and set(np.unique(Image.open(tmp_path / "out" / r["mask"]))) <= {0, 255}
+        assert np.asarray(Image.open(tmp_path / "out" / r["overlay"])).shape == (48, 48, 3)
+    said = capsys.readouterr()
+    assert "5 of 5 films marked" in said.out and "Not a medical device" in said.out
+
+
+def test_json_is_all_that_standard_output_holds(films, kept, tmp_path, capsys):
+    assert segment(films, kept, tmp_path / "out", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["films"] == 5 and found["faults"] == 0 and len(found["rows"]) == 5
+
+
+def test_a_bad_film_is_named_and_the_rest_go_on(films, kept, tmp_path, capsys):
+    (films / "film2.png").write_bytes((films / "film2.png").read_bytes()[:80])
+    (films / "film3.png").write_bytes(b"")
+    assert segment(films, kept, tmp_path / "out") == 3
+    said = capsys.readouterr().err
+    assert "film 3 of 5" in said and "film 4 of 5" in said
+    assert [bool(r["fault"]) for r in rows(tmp_path / "out")] == [False, False, True, True, False]
+    assert segment(films, kept, tmp_path / "names", "--names") == 3
+    assert "film2.png" in capsys.readouterr().err and (tmp_path / "names/masks/film0.png").is_file()
+    for i in (0, 1, 4): (films / f"film{i}.png").unlink()
+    assert segment(films, kept, tmp_path / "none") == 1
+
+
+def test_a_second_call_does_only_what_is_missing(films, kept, tmp_path, capsys):
+    out = tmp_path / "out"
+    segment(films, kept, out)
+    first = {p: p.stat().st_mtime_ns for p in (out / "masks").iterdir()}
+    next(iter(first)).unlink()
+    Image.fromarray(FILM).save(films / "new.png")
+    capsys.readouterr()
+    assert segment(films, kept, out) == 0
+    assert "6 of 6 films marked (4 from an earlier call)" in capsys.readouterr().out and len(rows(out)) == 6
+    assert sum(p.stat().st_mtime_ns == t for p, t in first.items()) == 4
+    segment(films, kept, out, "--threshold", "0.9")
+    assert "(0 from an earlier call)" in capsys.readouterr().out
+    assert segment(films.parent, kept, out) == 0, "marks in a folder below the films are not marked again"
+    assert len(rows(out)) == 6
+
+
+@pytest.mark.parametrize("given, said", [(["nowhere"], "not there"), (["films", "-m", "nowhere"], "nowhere")])
+def test_wrong_paths_are_code_1(films, kept, tmp_path, capsys, given, said, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["segment", "-m", str(kept), "-o", "out", *given]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_done(films, kept, tmp_path, monkeypatch, capsys):
+    batches, work = [], cli.segment_batch
+    def stop_at_the_second(job, paths, first, kept_rows=None):
+        batches.append(first)
+        if len(batches) == 2: raise KeyboardInterrupt
+        return work(job, paths, first)
+    for i, film in enumerate(lungs_like(15, 48, seed=3)): Image.fromarray(film).save(films / f"more{i}.png")
+    monkeypatch.setattr(cli, "segment_batch", stop_at_the_second)
+    assert segment(films, kept, tmp_path / "out") == 130
+    assert len(rows(tmp_path / "out")) == 16 and not list((tmp_path / "out").rglob("*.tmp"))
+    capsys.readouterr()
+    assert segment(films, kept, tmp_path / "out") == 0
+    assert "20 of 20 films marked (16 from an earlier call)" in capsys.readouterr().out
+
+
+def test_a_real_ctrl_c_is_code_130(tmp_path):
+    ran = subprocess.Popen([*START, "phantom", "-n", "500", "--size", "32", "-o", str(tmp_path / "ph")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 240
+    while not list(tmp_path.glob("ph/films/*.png")) and time.monotonic() < end and ran.poll() is None: time.sleep(.2)
+    ran.send_signal(signal.SIGINT)
+    said = ran.communicate(timeout=60)[1]
+    assert ran.returncode == 130 and "Stopped" in said and "Traceback" not in said
+    for file in (tmp_path / "ph/films").glob("*.png"): Image.open(file).load()
+
+
+NAMES = ("Quixote", "Dulcinea", "PLANTED-4711", "4711", "19230517", "1923", "20210304", "RossiMaria")
+
+
+def everything(folder):
+    for p in folder.rglob("*"):
+        yield str(p.relative_to(folder)).encode()
+        if p.is_file(): yield p.read_bytes()
+
+
+def test_nobodys_name_is_written_but_in_the_seg_object(kept, tmp_path, capfd):
+    pytest.importorskip("highdicom")
+    films, out = tmp_path / "films", tmp_path / "out"
+    films.mkdir()
+    write_dicom(films / "Quixote_Dulcinea_19230517.dcm")
+    write_dicom(films / "1.2.4711", FILM[::-1], Modality="CT")
+    write_dicom(films / "PLANTED-4711-twice.dcm", NumberOfFrames=2)
+    (films / "RossiMaria_20210304_cut.dcm").write_bytes((films / "1.2.4711").read_bytes()[:-900])
+    (films / "RossiMaria_20210304.png").write_bytes(b"no picture")
+    Image.fromarray(FILM).save(films / "RossiMaria.png")
+    for more in ([], ["--json"]): assert segment(films, kept, out, "--dicom", *more) == 3
+    log = capfd.readouterr()
+    segs = list((out / "dicom_seg").iterdir())
+    assert len(segs) == 2 and all(b"Quixote" in p.read_bytes() for p in segs), "the object itself has to name its patient"
+    for p in segs: p.unlink()
+    written = b"\n".join([*everything(out), *everything(kept), log.out.replace(str(films), "").encode(), log.err.encode()])
+    assert [n for n in NAMES if n.encode() in written] == []
+
+
+def test_evaluate_and_audit_on_files_of_the_phantom(kept, tmp_path, capsys):
+    assert cli.main(["phantom", "hernia", "-n", "4", "--size", "32", "-o", str(tmp_path / "ph"), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["films"] == 8 and len(list((tmp_path / "ph/films").iterdir())) == 8
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "ph/films").iterdir()}
+    assert cli.main(["phantom", "hernia", "-n", "4", "--size", "32", "-o", str(tmp_path / "ph")]) == 0
+    assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "ph/films").iterdir()}
+    capsys.readouterr()
+    source = ["--source", "table", "--data", made["table"], "--disease", "hernia"]
+    assert cli.main(["evaluate", str(kept), *source, "--split", "all", "--json", "-o", str(tmp_path / "numbers.json")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["results"]["empty mask"]["dice"]["value"] == 0 and found["results"]["lazyseg"]["about"]["films"] == 8
+    assert json.loads((tmp_path / "numbers.json").read_text()) == found
+    assert cli.main(["evaluate", str(kept), *source, "--split", "valid"]) == 1
+    (tmp_path / "ph/films/hernia-32-0-00003.png").write_bytes(b"no picture")
+    capsys.readouterr()
+    assert cli.main(["audit", *source, "-o", str(tmp_path / "audit"), "--json"]) == 0
+    page = json.loads(capsys.readouterr().out)
+    assert page["films"] == 8 and "all" in page["shortcuts"] and Image.open(tmp_path / "audit/audit.png").size[0] > 300
+    assert any("can't be read" in f and "00003" not in f for f in page["faults"])
+
+
+def test_wrong_diseases_and_sources_are_named(capsys, tmp_path):
+    for args in (["train", "herna"], ["phantom", "herna", "-o", str(tmp_path / "x")], ["audit", "--source", "nosuch"], ["audit", "--data", "nowhere"]):
+        assert cli.main(args) == 1
+    assert capsys.readouterr().err.count("lazyseg: ") == 4 and not list(tmp_path.iterdir())

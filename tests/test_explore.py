@@ -1,0 +1,56 @@
+"""`explore` in a real JupyterLab, in a real headless Chromium: moved by the mouse, read from the page."""
+import re
+import time
+
+import pytest
+
+from conftest import wait_for
+
+pytestmark = pytest.mark.dev
+CELL = """
+import numpy as np
+from test_segmenter import lungs_like, KnownFilms, Segmenter, GeneratorScorer, OperatingPoint, Translator, method
+from lazyseg.segmenter import explore
+import torch; torch.manual_seed(0)
+m = method('lazyseg', width=8, blocks=1, critic_width=8, average=0.)
+about = dict(choices=m.__dict__, name='lazyseg', size=128, width=128, view='film', disease='pneumonia', source='phantom', seed=0)
+films = lungs_like(40, 128)
+films[1] = 255 - films[1]
+segmenter = Segmenter(GeneratorScorer(Translator(m).there.generator, m.map), OperatingPoint(.05, smoothing=1.), about, KnownFilms.of(films[10:30], films[30:]))
+box = explore(segmenter, list(films[:4]))
+box.children[1].observe(lambda _: print('update', round(box.milliseconds)), 'value')
+box
+"""
+
+
+def test_explore_follows_the_mouse(lab, lab_folder, page, pictures):
+    import nbformat
+    from pathlib import Path
+    cell = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})" + CELL
+    kernel = dict(name="python3", display_name="python3", language="python")
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata=dict(kernelspec=kernel)), lab_folder / "explore.ipynb")
+    page.call("Page.navigate", url=f"{lab}lab/tree/explore.ipynb")
+    wait_for(lambda: page.js("!!document.querySelector('.jp-Notebook .jp-CodeCell')"), 180, "the notebook")
+    wait_for(lambda: page.js("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status") == "idle", 180, "the kernel")
+    page.click(".jp-Notebook .jp-CodeCell .cm-content")
+    def run():
+        page.click('jp-button[data-command^="notebook:run-cell"], [data-command^="notebook:run-cell"]')
+        time.sleep(1)
+        return page.js("document.querySelector('.jp-InputPrompt').innerText") != "[ ]:"
+    wait_for(run, 60, "a running cell")
+    said = "[...document.querySelectorAll('.widget-html-content')].map(e => e.innerText).join(' ')"
+    shown = "document.querySelector('.widget-image')?.src"
+    first = wait_for(lambda: "image score" in (page.js(said) or "") and page.js(said), 240, "the pictures")
+    picture = page.js(shown)
+    page.screenshot(pictures / "explore-before.png")
+
+    page.drag(".widget-slider:nth-of-type(2) .noUi-handle", 60) # threshold
+    moved = wait_for(lambda: page.js(said) != first and page.js(said), 90, "another mask")
+    wait_for(lambda: page.js(shown) != picture, 60, "another picture")
+    marked = [float(re.search(r"marked ([\d.]+)%", text)[1]) for text in (first, moved)]
+    assert marked[1] < marked[0], "a higher threshold marks less"
+    page.drag(".widget-slider:nth-of-type(1) .noUi-handle", 160) # film
+    wait_for(lambda: "film 1 of 4" not in page.js(said), 90, "another film")
+    page.screenshot(pictures / "explore-after.png")
+    updates = [int(n) for n in re.findall(r"update (\d+)", page.js("document.querySelector('.jp-OutputArea').innerText"))]
+    assert updates and sorted(updates)[len(updates) // 2] < 100, f"updates took {updates} ms"

@@ -1,0 +1,300 @@
+"""A model's folder, films of every kind, DICOM out, and the hand in the browser."""
+import io
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lazyseg import segmenter as S
+from lazyseg.core import LazysegError
+from lazyseg.segmenter import KnownFilms, Place, Segmenter
+from lazyseg.thresholding import Calibration, OperatingPoint
+from lazyseg.training import GeneratorScorer, Translator, method
+
+
+def lungs_like(n, size=32, seed=0):
+    "Pictures that have something in common: two dark fields in a grey body, a little different each time; bright at the bottom."
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] / size
+    films = []
+    for _ in range(n):
+        dx, dy, grey = rng.normal(0, .02, 3)
+        body = .45 + grey + .3 * (y > .8 + dy)
+        for c in (.3, .7): body = body - .3 * np.exp(-((x - c - dx) ** 2 / .015 + (y - .45 - dy) ** 2 / .06))
+        body = body + .25 * np.exp(-((x - .58 - dx) ** 2 / .01 + (y - .6) ** 2 / .03))
+        films.append(((body + rng.normal(0, .01 * size / 32, body.shape)).clip(0, 1) * 255).astype(np.uint8))
+    return np.stack(films)
+
+
+@pytest.fixture(scope="module")
+def model():
+    "A small untrained segmenter: what is tested here does not need it to be good."
+    torch.manual_seed(0)
+    m = method("lazyseg", width=8, blocks=1, critic_width=8, average=0.)
+    scorer = GeneratorScorer(Translator(m).there.generator, m.map)
+    about = dict(choices=m.__dict__, name="lazyseg", size=32, width=32, view="film", disease="pneumonia", source="phantom", seed=0, credit="",
+                 films=dict(healthy=dict(films=3, patients=3)))
+    return Segmenter(scorer, OperatingPoint(.05, smoothing=1.), about, KnownFilms.of(lungs_like(200), lungs_like(100, seed=1)))
+
+
+@pytest.fixture
+def folder(model, tmp_path): return model.save(tmp_path / "model")
+
+
+FILM = lungs_like(1, 64, seed=5)[0]
+
+
+# the folder
+
+def test_what_is_saved_comes_back_to_the_bit(model, folder):
+    again = Segmenter.load(folder)
+    a, b = model.segment(FILM), again.segment(FILM)
+    assert (a.scores == b.scores).all() and (a.marks == b.marks).all() and a.distance == b.distance and a.image_score == b.image_score
+    assert again.about == model.about and again.point == model.point
+    assert (again.save(folder.parent / "again") / "weights.safetensors").read_bytes() == (folder / "weights.safetensors").read_bytes()
+
+
+def test_a_calibration_and_metrics_are_kept(model, tmp_path):
+    metrics = dict(results={"lazyseg": dict(about=dict(films=4, patients=4, interval="95%"), dice=dict(value=.5, low=.4, high=.6))})
+    kept = replace(model, calibration=Calibration(np.full((32, 32), .1, np.float32), np.full((32, 32), 2., np.float32)), metrics=metrics)
+    again = Segmenter.load(kept.save(tmp_path / "m"))
+    assert (again.segment(FILM).scores == kept.segment(FILM).scores).all() and not (kept.segment(FILM).scores == model.segment(FILM).scores).all()
+    card = (tmp_path / "m/README.md").read_text()
+    assert "0.500 (0.400 to 0.600)" in card and "Not a medical device" in card and "rendered from one CT" in card
+
+
+def spoil_json(**changes):
+    def spoil(folder):
+        file = folder / "settings.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return spoil
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda f: (f / "settings.json").unlink(), "settings.json is missing"),
+    (lambda f: (f / "weights.safetensors").unlink(), "weights.safetensors is missing"),
+    (lambda f: (f / "known.safetensors").unlink(), "known.safetensors is missing"),
+    (lambda f: (f / "settings.json").write_text("{"), "not JSON"),
+    (lambda f: (f / "settings.json").write_text("[1]"), "format"),
+    (lambda f: (f / "weights.safetensors").write_bytes((f / "weights.safetensors").read_bytes()[:-1]), "sha256"),
+    (lambda f: (f / "known.safetensors").write_bytes(b"\x80\x04N."), "known.safetensors.*sha256"),
+    (spoil_json(format=3, version="9.0"), "format 3, written by lazyseg 9.0"),
+    (spoil_json(format=None), "format"),
+    (spoil_json(size=40.5), "size is 40.5"),
+    (spoil_json(size=20), "multiple of 8"),
+    (spoil_json(view="knee"), "film, crop"),
+    (spoil_json(choices=dict(head="mask", magic=1)), "choices"),
+    (spoil_json(operating_point=dict(threshold=1, magic=2)), "does not fit"),
+    (spoil_json(files={"../../etc/passwd": "0"}), "files"),
+    (spoil_json(files={}), "no weights"),
+])
+def test_whatever_is_wrong_with_a_folder_is_named(folder, spoil, said):
+    spoil(folder)
+    with pytest.raises(LazysegError, match=said): Segmenter.load(folder)
+
+
+def test_weights_that_do_not_fit_are_named_with_both_shapes(folder):
+    about = json.loads((folder / "settings.json").read_text())
+    about["choices"]["width"] = 16
+    (folder / "settings.json").write_text(json.dumps(about))
+    with pytest.raises(LazysegError, match=r"generator\.\S+ has shape \(8, .* asks for \(16"): Segmenter.load(folder)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(LazysegError, match="no model folder"): Segmenter.load(tmp_path / "nothing")
+
+
+def test_a_failed_save_leaves_the_old_model(model, folder, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    monkeypatch.setattr(S, "save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError): replace(model, point=OperatingPoint(.9)).save(folder)
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_the_committed_model_loads_and_marks():
+    from lazyseg.core import project_root
+    where = project_root() / "reports/phantom/pneumonia/lazyseg-64/model"
+    if not where.is_dir(): pytest.skip("not a checkout with its reports")
+    kept = Segmenter.load(where)
+    assert kept.size == (64, 64) and kept.segment(np.zeros((64, 64), np.uint8)).warnings
+
+
+# films
+
+@pytest.mark.parametrize("shape", [(64, 64), (90, 60), (60, 90), (16, 200), (501, 333), (20, 20)])
+def test_any_size_comes_back_at_its_own_pixels(model, shape):
+    film = np.asarray(Image.fromarray(FILM).resize(shape[::-1]))
+    found = model.segment(film)
+    assert found.mask.shape == found.map.shape == shape and found.mask.dtype == bool and found.scores.shape == (32, 32)
+    assert found.counterpart.shape == (32, 32) and np.isfinite(found.map).all()
+    assert model.segment(film.astype(np.float32) / 255).image_score == pytest.approx(found.image_score, abs=1e-3)
+
+
+def test_a_film_of_the_models_size_is_not_changed(model):
+    film = lungs_like(1)[0]
+    found = model.segment(film)
+    assert (found.mask == found.marks).all() and np.allclose(found.map, found.scores, atol=1e-6) and (found.seen * 255).round().astype(np.uint8).tolist() == film.tolist()
+
+
+def test_a_mask_lies_where_the_disease_is():
+    place, film = Place.of(np.zeros((300, 200)), 64, 64), np.zeros((300, 200), bool)
+    view = np.zeros((64, 64), np.float32)
+    view[16:32, 32:48] = 1
+    film[50 + 50:50 + 100, 100:150] = True # the view is the middle 200 rows
+    assert ((place.back(view) >= .5) == film).mean() > .998
+
+
+def test_many_ways_to_name_films(model, tmp_path):
+    Image.fromarray(FILM).save(tmp_path / "b.png")
+    Image.fromarray(FILM[::-1]).save(tmp_path / "a.png")
+    (tmp_path / "notes.txt").write_text("not a film")
+    (tmp_path / ".hidden.png").write_bytes(b"")
+    one = model.segment(tmp_path / "b.png")
+    assert not isinstance(one, list) and (model.segment(FILM).scores == one.scores).all()
+    for films in (tmp_path, str(tmp_path), [tmp_path / "a.png", FILM], np.stack([FILM[::-1], FILM]), [FILM[::-1], torch.from_numpy(FILM.copy())]):
+        found = model.segment(films)
+        assert len(found) == 2 and (found[1].scores == one.scores).all()
+
+
+def test_batches_do_not_change_results(model):
+    films = list(lungs_like(7, 64))
+    whole, single = model.segment(films, batch_size=7), model.segment(films, batch_size=2)
+    assert all(np.allclose(a.scores, b.scores, atol=1e-5) for a, b in zip(whole, single))
+
+
+@pytest.mark.parametrize("film, said", [(np.zeros((64, 64), bool), "bool"), (np.zeros((5, 5)), "16 pixels"), (np.full((32, 32), np.nan), "not finite"),
+                                        (np.full((32, 32), -1), "darkest"), (np.full((32, 32), 200.), "0..1"), (np.zeros((2, 2, 32, 32)), "as a list"), (np.array(["a"]), "holds")])
+def test_what_is_not_a_film_is_refused(model, film, said):
+    with pytest.raises(LazysegError, match=said): model.segment([film])
+
+
+def test_a_bad_file_stops_or_is_given_in_its_place(model, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    Image.fromarray(FILM).save(tmp_path / "good.png")
+    with pytest.raises(LazysegError, match="bad.png"): model.segment(tmp_path)
+    bad, good = model.segment_each(tmp_path, bad="give")
+    assert isinstance(bad, LazysegError) and good.scores.shape == (32, 32)
+    with pytest.raises(LazysegError, match="holds no film"): (tmp_path / "empty").mkdir(); model.segment(tmp_path / "empty")
+
+
+def test_a_view_needs_its_lungs(model):
+    lungs = np.zeros((64, 64), bool)
+    lungs[15:45, 8:26] = lungs[15:45, 38:56] = True
+    for view in ("crop", "aligned", "lungs"):
+        sees = replace(model, about=model.about | dict(view=view))
+        with pytest.raises(LazysegError, match="lung mask"): sees.segment(FILM)
+        found = sees.segment(FILM, lungs)
+        assert found.mask.shape == (64, 64)
+        if view == "lungs": assert not found.map[~lungs].any()
+        with pytest.raises(LazysegError, match="have to agree"): sees.segment(FILM, lungs[:50])
+
+
+# how far a film is
+
+def test_ordinary_films_get_no_warning_and_others_do(model):
+    ordinary = [r.warnings for r in model.segment(list(lungs_like(100, seed=9)))]
+    assert sum(map(bool, ordinary)) <= 3
+    others = dict(inverted=255 - FILM, flat=np.zeros_like(FILM), noise=np.random.default_rng(0).integers(0, 256, (64, 64)), side=np.rot90(FILM), down=FILM[::-1])
+    found = {k: model.segment(np.ascontiguousarray(v)) for k, v in others.items()}
+    assert all(r.warnings and r.distance > 1.2 for r in found.values()), {k: r.distance for k, r in found.items()}
+    assert "black and white" in found["inverted"].warnings[0] and "upside down" in found["down"].warnings[0] and "on its side" in found["side"].warnings[0]
+
+
+def test_colour_photos_are_named(model, tmp_path):
+    photo = np.stack([FILM, FILM // 2, 255 - FILM], -1)
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    Image.fromarray(np.repeat(FILM[..., None], 3, 2)).save(tmp_path / "grey.png")
+    assert "colour" in model.segment(photo).warnings[0] and "colour" in model.segment(tmp_path / "photo.jpg").warnings[0]
+    assert not model.segment(tmp_path / "grey.png").warnings
+
+
+# DICOM
+
+def write_dicom(path, film=FILM, **header):
+    pydicom = pytest.importorskip("pydicom")
+    data, uid = pydicom.Dataset(), pydicom.uid.generate_uid
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    known = dict(SOPClassUID="1.2.840.10008.5.1.4.1.1.1.1", SOPInstanceUID=uid(), StudyInstanceUID=uid(), SeriesInstanceUID=uid(), Modality="DX",
+                 PatientName="Quixote^Dulcinea", PatientID="PLANTED-4711", PatientBirthDate="19230517", StudyDate="20210304", StudyTime="101112",
+                 StudyID="S1", PixelSpacing=[.2, .2], Rows=film.shape[0], Columns=film.shape[1], SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2",
+                 BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0)
+    for name, value in (known | header).items():
+        if value is not None: setattr(data, name, value)
+    data.PixelData = film.astype(np.uint8).tobytes() + b"\0" * (film.size % 2)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("header, said", [(dict(Modality="CT"), "is CT by its header"), (dict(ViewPosition="LL"), "lateral"), (dict(BurnedInAnnotation="YES"), "burnt"), ({}, None)])
+def test_a_header_is_asked_for_what_matters(tmp_path, header, said):
+    notes = S.file_notes(write_dicom(tmp_path / "a.dcm", **header))
+    assert notes == [] if said is None else said in notes[0]
+
+
+@pytest.mark.parametrize("header", [{}, dict(SOPClassUID="1.2.840.10008.5.1.4.1.1.1", Modality="CR"), dict(PatientName=None, StudyID=None, PixelSpacing=None, StudyDate=None)])
+@pytest.mark.parametrize("empty", [False, True])
+def test_dicom_seg_refers_to_its_film_and_validates(tmp_path, header, empty):
+    hd = pytest.importorskip("highdicom")
+    import pydicom
+    film, mask = np.pad(FILM, ((0, 1), (0, 37))), np.zeros((65, 101), bool)
+    if not empty: mask[20:40, 50:90] = True
+    source = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", film, **header))
+    S.save_dicom_seg(tmp_path / "a.dcm", mask, dict(disease="pneumonia"), tmp_path / "seg.dcm")
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    assert (seg.pixel_array.reshape(mask.shape).astype(bool) == mask).all()
+    assert seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0].ReferencedSOPInstanceUID == source.SOPInstanceUID
+    assert seg.PatientName == source.get("PatientName", "") and seg.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning == "Pneumonia"
+    if not shutil.which("dciodvfy"): pytest.skip("no dciodvfy on this machine (apt-get install dicom3tools)")
+    said = subprocess.run(["dciodvfy", tmp_path / "seg.dcm"], capture_output=True, text=True)
+    assert "Segmentation" in said.stderr + said.stdout and "Error" not in said.stderr + said.stdout, said.stderr
+
+
+def test_a_seg_needs_its_films_pixels_and_identity(tmp_path):
+    pytest.importorskip("highdicom")
+    film = write_dicom(tmp_path / "a.dcm")
+    with pytest.raises(LazysegError, match="own pixels"): S.save_dicom_seg(film, np.zeros((3, 3), bool), dict(disease="x"), tmp_path / "s.dcm")
+    with pytest.raises(LazysegError, match="StudyInstanceUID"):
+        S.save_dicom_seg(write_dicom(tmp_path / "b.dcm", StudyInstanceUID=None), np.zeros((64, 64), bool), dict(disease="x"), tmp_path / "s.dcm")
+
+
+# the Hub, offline
+
+def test_a_hub_folder_is_a_model_folder(model, tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shared = S.hub_class()(**vars(model))
+    shared.save_pretrained(tmp_path / "m")
+    assert {p.name for p in (tmp_path / "m").iterdir()} == {"README.md", "settings.json", "weights.safetensors", "known.safetensors"}
+    for kept in (Segmenter.from_pretrained(tmp_path / "m"), S.hub_class().from_pretrained(tmp_path / "m")):
+        assert (kept.segment(FILM).scores == model.segment(FILM).scores).all()
+    (tmp_path / "m/weights.safetensors").write_bytes(b"no")
+    with pytest.raises(LazysegError, match="sha256"): Segmenter.from_pretrained(tmp_path / "m")
+
+
+def test_push_hands_the_folder_to_the_hub(model, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    sent = {}
+    monkeypatch.setattr(hub.HfApi, "create_repo", lambda self, repo_id, **kw: type("R", (), dict(repo_id=repo_id)))
+    monkeypatch.setattr(hub.HfApi, "upload_folder", lambda self, folder_path, **kw: sent.update({p.name: p.stat().st_size for p in folder_path.iterdir()}))
+    model.push("somebody/model")
+    assert {"README.md", "settings.json", "weights.safetensors", "known.safetensors"} == set(sent)
+
+
+# under the hand
+
+def test_explore_follows_its_sliders(model):
+    pytest.importorskip("ipywidgets")
+    box = S.explore(model, [FILM, 255 - FILM])
+    film, threshold, opacity, _, picture, text = box.children
+    seen = [bytes(picture.value)]
+    for slider, value in ((threshold, threshold.max/3), (film, 2), (threshold, 0), (opacity, 1.)):
+        slider.value = value
+        seen.append(bytes(picture.value))
+    assert len(set(seen)) == 5 and "black and white" in text.value and box.point.threshold == 0
+    assert Image.open(io.BytesIO(picture.value)).size[1] == S.SHOWN
