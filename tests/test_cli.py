@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from lazyseg import cli
+from lazyseg.thresholding import OperatingPoint
+from lazyseg.training import Method
 from test_segmenter import FILM, lungs_like, model, write_dicom  # noqa: F401  (model is a fixture)
 
 START = [sys.executable, "-c", "import sys; from lazyseg.cli import main; sys.exit(main())"]
@@ -157,6 +159,38 @@ def test_nobodys_name_is_written_but_in_the_seg_object(kept, tmp_path, capfd):
     for p in segs: p.unlink()
     written = b"\n".join([*everything(out), *everything(kept), log.out.replace(str(films), "").encode(), log.err.encode()])
     assert [n for n in NAMES if n.encode() in written] == []
+
+
+@pytest.fixture
+def named_films(tmp_path):
+    "A folder as the source `folder` wants it, of DICOM films whose names, headers and file names are somebody's."
+    for kind, shade in (("healthy", 0), ("diseased", 40)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for i, film in enumerate(lungs_like(12, 32, seed=shade)):
+            write_dicom(tmp_path / "data" / kind / f"RossiMaria{shade + i}__20210304.dcm", (film + shade * (np.arange(32) > 20)).clip(0, 255))
+    return tmp_path / "data"
+
+
+def test_a_model_folder_names_nobody(named_films, tmp_path, model):  # noqa: F811
+    from types import SimpleNamespace
+    from lazyseg.data import get_films, get_source
+    from lazyseg.segmenter import Segmenter
+    films = get_films(get_source("folder", str(named_films)), 32)
+    assert films.table.patient.str.startswith("RossiMaria").all()
+    scorer, settings = model.scorer, SimpleNamespace(view="film", disease="pneumonia", source="folder", seed=0)
+    scorer.learn = SimpleNamespace(model=SimpleNamespace(m=Method(**model.about["choices"])))
+    point = OperatingPoint(.5, chosen_on=frozenset(films.table.patient))
+    kept = Segmenter.of_run(scorer, point, settings, films).save(tmp_path / "kept")
+    written = b"\n".join(everything(kept))
+    assert [n for n in NAMES if n.encode() in written] == [] and Segmenter.load(kept).known is not None
+
+
+@pytest.mark.dev
+@pytest.mark.slow
+def test_a_report_names_nobody(named_films, tmp_path):
+    folder = cli.train(progress=False, disease="pneumonia", source="folder", data=str(named_films), profile="smoke", epochs=1, out=str(tmp_path / "reports"))
+    written = b"\n".join(everything(folder)).replace(str(named_films).encode(), b"")
+    assert [n for n in NAMES if n.encode() in written] == [] and (folder / "model/README.md").is_file()
 
 
 def test_evaluate_and_audit_on_files_of_the_phantom(kept, tmp_path, capsys):
