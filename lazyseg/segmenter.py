@@ -162,7 +162,7 @@ def describe_films(films:np.ndarray, # (N, H, W) uint8
     bands = [power[:, ring].sum(1)/max(ring.sum(), 1) for ring in rings] # small films have nothing in the coarsest
     return np.concatenate([small, quantiles, np.log10(np.stack(bands, 1) + 1e-7)], 1).astype(np.float32)
 
-# %% ../nbs/09_your_films.ipynb #766f5520
+# %% ../nbs/09_your_films.ipynb #0b2f98d2
 @dataclass
 class KnownFilms:
     "What the films of a training looked like, and how far another film is from them."
@@ -181,7 +181,7 @@ class KnownFilms:
         mean, scale = what.mean(0), what.std(0) + 1e-3
         _, size, axes = np.linalg.svd((what - mean)/scale, full_matrices=False)
         k = min(24, len(what)//5)
-        known = cls(mean, scale, axes[:k], size[:k]/np.sqrt(len(what)) + 1e-6, 1., 1.)
+        known = cls(mean, scale, axes[:k], (size[:k]/np.sqrt(len(what)) + 1e-6).astype(np.float32), 1., 1.)
         known.rest = float(np.float32(np.sqrt(known.off(what)[1].mean()) + 1e-6)) # as it will be saved
         known.edge = float(np.float32(np.quantile(known.distance(held_out), .99)))
         return known
