@@ -53,6 +53,7 @@ class Method:
     identity: float = 10.  # price of changing a healthy film
     cycle_price: float = 10.  # price of not coming back, where there is a cycle
     area: float = .1  # price of the mask's area
+    rise: float = 1.  # times this by the end: first find the disease, then say no more than needed
     smooth: float = 1.  # price of an uneven displacement, for the heads warp and move
     halvings: int = 0  # for these heads: above 0 the displacement cannot fold, see `integrate`
     lr: float = 2e-4  # generator's learning rate
@@ -146,6 +147,7 @@ class Translator(nn.Module):
         self.there = Side(m)
         self.back = Side(m, back=True) if m.cycle != 'none' else None
         self.averaged = copy.deepcopy(self.there.generator).requires_grad_(False) if m.average else None
+        self.progress = 0. # of the training, 0..1: `BothDomains` keeps it
 
     @property
     def generator(self) -> Generator: # what is kept and used after training
@@ -159,10 +161,14 @@ class Translator(nn.Module):
         if m.area and counterpart.mask is not None: cost['area'] = counterpart.mask.mean()
         if counterpart.flow is not None: cost['smooth'] = unevenness(counterpart.flow)
         if self.back is not None: self.go_back(healthy, sick, counterpart, cost)
-        weights = dict(fool=m.adversarial, identity=m.identity, area=m.area, smooth=m.smooth, cycle=m.cycle_price,
+        weights = dict(fool=m.adversarial, identity=m.identity, area=self.area_price(), smooth=m.smooth, cycle=m.cycle_price,
                        catch=1., fool_back=m.adversarial, catch_back=1., identity_back=m.identity)
         cost['loss'] = sum(weights[k] * v for k, v in cost.items())
         return cost
+
+    def area_price(self) -> float:
+        "Flat for the first two fifths of the training, then rising evenly (by factors) until nine tenths are done."
+        return self.m.area * self.m.rise ** min(1., max(0., (self.progress - .4) / .5))
 
     def translate(self, generator, films, others) -> tuple[Counterpart, Counterpart|None]:
         "Counterparts of `films` and, where changing them has a price, of `others`, in one call."
@@ -192,6 +198,7 @@ class BothDomains(Callback):
     order = -10
     def before_train(self): self.learn.dls.train.epoch = self.learn.epoch # so a training that goes on sees what it would have seen
     def before_batch(self):
+        self.learn.model.progress = float(self.learn.pct_train)
         both = (*self.learn.xb, *self.learn.yb)
         self.learn.xb = self.learn.yb = both
 
