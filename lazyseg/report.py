@@ -29,7 +29,7 @@ from .training import METHODS
 # %% ../nbs/make_report.ipynb #57faeef5
 def pick_shown(test:Films, # the test films
                seed:int, # of the run
-               sick:int=12, healthy:int=4, # how many to draw
+               sick:int=8, healthy:int=4, # how many to draw
               ) -> tuple: # row numbers, diseased ones first; the rule that chose the first of them, in words
     "Test films by chance, and first the one that the report shows."
     rng, ill = np.random.default_rng(seed), test.table.diseased.to_numpy(bool)
@@ -45,7 +45,7 @@ def pick_shown(test:Films, # the test films
 # %% ../nbs/make_report.ipynb #11505f6e
 def full_film(settings:Settings, source:Source, # of the run
               row, # of the table of films
-              height:int=256, # at most
+              height:int=192, # at most
              ) -> np.ndarray: # (h, w) uint8
     "One film as it was before it was made small."
     if settings.source == 'phantom':
@@ -188,8 +188,8 @@ def describe_run(run:Run, size:int) -> str:
     s, about = run.metrics['settings'], run.metrics['examples']['films'][0]
     found, point = about['points'][shown_point(run)], run.result(shown_point(run))['about']['operating_point']
     text = f"**{run.method}**: film {about['name']}, {run.size} px" + (f" (the paper's figure has {size} px; that run is missing)" if run.size != size else '')
-    text += f", view {s['view']}, profile {s['profile']}, {run.metrics['epochs']} epochs, seed {s['seed']}, marked by {point['rule']}"
-    text += f" at {point['threshold']:.3g}" if point['mode'] == 'label-only' and point['high'] is None else ''
+    text += f", view {s['view']}, profile {s['profile']}, {run.metrics['epochs']} epochs, seed {s['seed']}; "
+    text += point['rule'] if point['high'] else f"threshold {point['threshold']:.3g} ({point['rule']})"
     return text + (f"; Dice {found['dice']:.2f} on this film" if found['dice'] is not None else '') + f", {100*found['marked']:.1f}% of it marked."
 
 def caption_paper(number:int, runs:list, methods=('paper', 'lazyseg')) -> str: # markdown
@@ -197,7 +197,7 @@ def caption_paper(number:int, runs:list, methods=('paper', 'lazyseg')) -> str: #
     disease, size, text, _ = FIGURES[number]
     found = {m: nearest_run(runs, disease, m, size) for m in methods}
     shown = [r for r in found.values() if r and not r.no_pictures]
-    lines = [f"**Figure {number}.** {text[0].upper() + text[1:]}. " + (f"Source: {shown[0].source}. Shown is, {shown[0].metrics['examples']['rule']}." if shown else '')]
+    lines = [f"**Figure {number}.** {text[0].upper() + text[1:]}. " + (f"Source: {shown[0].source}. The film is, {shown[0].metrics['examples']['rule']}." if shown else '')]
     lines += [describe_run(r, size) for r in shown]
     lines += [f"**{m}**: missing, there is no run on {disease}." if r is None else f"**{m}**: no picture of {r.name}: {r.no_pictures}."
               for m, r in found.items() if r is None or r.no_pictures]
@@ -330,14 +330,15 @@ def run_report(source:str='phantom', out:str='reports', diseases=DISEASES, metho
     if not notebook.is_file(): raise LazysegError(f"There is no {notebook}. A report is a notebook of the project: work in a checkout of lazyseg.")
     try: import papermill
     except ImportError as e: raise LazysegError("A report needs papermill. Install it: pip install 'lazyseg[lab]'.") from e
-    words = dict(diseases=' '.join(diseases), methods=' '.join(methods), sizes=' '.join(map(str, sizes)))
+    given = dict(source=source, out=str(out), pictures=pictures, **{k: ' '.join(map(str, v)) for k, v in dict(diseases=diseases, methods=methods, sizes=sizes).items()})
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder/'report.ipynb') as running:
-        try: papermill.execute_notebook(str(notebook), str(running), dict(source=source, out=str(out), pictures=pictures, **words), cwd=str(project_root()),
-                                        kernel_name='python3', progress_bar=progress)
-        except papermill.PapermillExecutionError as e: raise LazysegError(f"The report stopped: {e.ename}: {e.evalue}") from e
-        text = running.read_text(encoding='utf-8').replace(f'{project_root()}/', '') # a report names no path of this machine
-        running.write_text(text, encoding='utf-8')
+    running = folder/'report.running.ipynb'
+    try: papermill.execute_notebook(str(notebook), str(running), given, cwd=str(project_root()), kernel_name='python3', progress_bar=progress)
+    except papermill.PapermillExecutionError as e:
+        raise LazysegError(f"The report stopped: {e.ename}: {e.evalue}\nThe notebook as far as it came: {running}") from e
+    text = running.read_text(encoding='utf-8').replace(f'{project_root()}/', '') # a report names no path of this machine
+    with whole_file(folder/'report.ipynb') as p: p.write_text(text, encoding='utf-8')
+    running.unlink()
     return folder/'report.ipynb'
 
 def make_report(diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(), progress:bool=True, **parameters) -> dict: # {run: why it failed}
@@ -354,7 +355,7 @@ def parser() -> argparse.ArgumentParser:
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('--diseases', nargs='+', default=list(DISEASES), help='with films of your own, the labels to learn')
     p.add_argument('--methods', nargs='+', default=['paper', 'lazyseg'], help='lazyseg, cyclegan, paper')
-    p.add_argument('--sizes', nargs='*', type=int, default=[], help='heights of the films; none: 64 and 128, or 32 for the profile smoke')
+    p.add_argument('--sizes', nargs='*', default=[], help='heights of the films; none: 64 and 128, or 32 for the profile smoke')
     for name, value, text in [('source', 'phantom', 'phantom, table, folder, pneumonia or nih'), ('data', '', 'folder or table of the films'),
                               ('where', '', 'a query that keeps a part of the table'), ('view', 'film', 'film, crop, aligned or lungs: what of each film is seen'),
                               ('credit', '', 'whose films these are and under which licence'), ('profile', 'auto', 'smoke, cpu, gpu or paper'),
@@ -368,6 +369,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args=None) -> int: # exit code: 0 well, 1 a run failed, 130 stopped by hand
     "The command `lazyseg report`."
     given = vars(parser().parse_args(args))
+    given |= {k: words(' '.join(given[k])) for k in ('diseases', 'methods', 'sizes')}
     try: failed = make_report(**given)
     except LazysegError as e:
         print(f'lazyseg: {e}', file=sys.stderr)

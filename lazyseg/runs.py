@@ -208,7 +208,7 @@ def save_figure(folder:Path, # the run's folder
     path, picture = Path(folder)/'figures'/f'{name}.png', io.BytesIO()
     fig.savefig(picture, dpi=dpi, format='png')
     plt.close(fig)
-    colours = Image.open(picture).convert('RGB').quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    colours = Image.open(picture).convert('RGB').quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     with whole_file(path) as p: colours.save(p, format='png', optimize=True)
     return path
 
