@@ -339,11 +339,13 @@ class Checkpoint(Callback):
     order = 70 # after everything that changes the state
     def __init__(self, path:Path|str, # the checkpoint's file
                  run:dict|None=None, # what else tells this training from others: seed, epochs, films
-                ): self.path, self.run = Path(path), run or {}
+                ): self.path, self.run, self.earlier = Path(path), run or {}, 0. # seconds that earlier calls trained
 
     def state(self) -> dict:
         return dict(model=self.learn.model.state_dict(), optimiser=self.learn.opt.state_dict(), epoch=self.learn.epoch + 1,
-                    choices=self.choices(), costs=self.learn.costs.epochs)
+                    choices=self.choices(), costs=self.learn.costs.epochs, seconds=self.earlier + time.perf_counter() - self.started)
+
+    def before_fit(self): self.started = time.perf_counter()
 
     def choices(self) -> str: # what shapes the weights; how a map is made of them later does not
         return json.dumps({k: v for k, v in asdict(self.learn.model.m).items() if k not in ('map', 'exercises')} | self.run)
@@ -362,7 +364,7 @@ class Checkpoint(Callback):
         self.learn.model.load_state_dict(state['model'])
         if self.learn.opt is None: self.learn.create_opt()
         self.learn.opt.load_state_dict(state['optimiser'])
-        self.learn.costs.epochs = state['costs']
+        self.learn.costs.epochs, self.earlier = state['costs'], state.get('seconds', 0.)
         return state['epoch']
 
 # %% ../nbs/03_training.ipynb #58fc8ed2
@@ -389,7 +391,7 @@ def fit_method(films, # `Films` with splits train and valid
                cbs=(), # further callbacks of the first stage
                **changes, # fields of `Method`
               ) -> GeneratorScorer: # or a `PupilScorer`, where the method has a second stage
-    "Train a method on unpaired films; the scorer carries `learn` and `trained_seconds` (of this call)."
+    "Train a method on unpaired films; the scorer carries `learn` and `trained_seconds` (over all calls that it took)."
     size, started = PROFILES[one_of('profile', profile, PROFILES)], time.perf_counter()
     m = method(method_name, **{**size['changes'], **changes})
     dls = unpaired_loaders(films, batch_size=m.batch_size, augment=m.augment, seed=seed)
@@ -404,7 +406,8 @@ def fit_method(films, # `Films` with splits train and valid
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
     steps = round(m.exercises * epochs * len(dls.train))
     if steps: scorer = second_stage(scorer, films, steps, m, seed, folder, run)
-    scorer.learn, scorer.trained_seconds = learn, time.perf_counter() - started
+    earlier = sum(c.earlier for c in cbs) + getattr(scorer, 'earlier', 0.)
+    scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started
     return scorer
 
 # %% ../nbs/03_training.ipynb #9d51da3a
@@ -416,8 +419,11 @@ def second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, f
         if state['choices'] == choices:
             pupil = Outliner(m.width)
             pupil.load_state_dict(state['pupil'])
-            return PupilScorer(pupil, scorer, scorer.name)
+            scorer = PupilScorer(pupil, scorer, scorer.name)
+            scorer.earlier = state.get('seconds', 0.)
+            return scorer
+    started = time.perf_counter()
     scorer = teach(scorer, films, steps, m.width, seed=seed)
     if kept:
-        with whole_file(kept) as p: torch.save(dict(choices=choices, pupil=scorer.pupil.state_dict()), p)
+        with whole_file(kept) as p: torch.save(dict(choices=choices, pupil=scorer.pupil.state_dict(), seconds=time.perf_counter() - started), p)
     return scorer
