@@ -15,6 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser):
+    parser.addoption("--screenshots", action="store_true", help="keep a picture of every page that is looked at, in $LAZYSEG_SCREENSHOTS")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "dev: needs the development environment (papermill, nbdev, a checkout)")
     config.addinivalue_line("markers", "slow: minutes long, run only when asked for: pytest -m slow")
