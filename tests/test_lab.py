@@ -33,10 +33,13 @@ def test_every_chapter_opens_in_jupyterlab(lab, lab_folder, page, pictures, requ
         shown = "[...document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-RenderedMarkdown h1')].map(h => h.innerText.replace('¶', '').trim())"
         try: wait_for(lambda: title.replace("`", "") in (page.js(shown) or []), 60, f"the title of {name}")
         except TimeoutError as e: faults.append(str(e))
+        cells = "document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Notebook .jp-Cell').length >= 4"
+        try: wait_for(lambda: page.js(cells), 60, f"the first cells of {name}")
+        except TimeoutError as e: faults.append(str(e))
         broken = page.js("[...document.querySelectorAll('.jp-NotebookPanel:not(.lm-mod-hidden) img')].filter(i => i.complete && !i.naturalWidth).length")
         if broken: faults.append(f"{name}: {broken} pictures do not show")
         if request.config.getoption("screenshots"): page.screenshot(pictures / "lab" / f"{name.replace('/', '-')[:-6]}.png")
-        page.js("window.jupyterapp.commands.execute('application:close').then(() => true)")
+        page.js("window.jupyterapp.shell.currentWidget.dispose()")
     assert not faults, "\n".join(faults)
 
 
