@@ -1,7 +1,9 @@
 # Each target sets up all that it needs, on a machine with Python 3.10 or newer, make and git.
 #   make reproduce                      one disease on the phantom, from the CT to a report
 #   make reproduce DISEASE=hernia METHOD=paper PROFILE=smoke SOURCE=table DATA=films.csv
-#   make test | test-latest | lab | docs | bench | benchmark | ablation | report | readme | clean
+#   make report                         every disease, the paper's method and lazyseg, 64 and 128 px, and one report over them; resumes
+#   make report DISEASES="edema hernia" METHODS=lazyseg SIZES=64 PROFILE=cpu SOURCE=table DATA=films.csv CREDIT="whose films, which licence"
+#   make test | test-latest | lab | docs | bench | benchmark | ablation | readme | clean
 
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -17,12 +19,17 @@ WHERE   ?=
 VIEW    ?= film
 EPOCHS  ?= 0
 OUT     ?= reports
+CREDIT  ?=
+# of `make report`; no sizes: 64 and 128, or 32 for the profile smoke
+DISEASES ?= pneumonia edema emphysema hernia
+METHODS  ?= paper lazyseg
+SIZES    ?=
 
 export PATH := $(BIN):$(PATH)
-.PHONY: help setup reproduce test test-latest lab docs bench benchmark ablation readme clean
+.PHONY: help setup reproduce report test test-latest lab docs bench benchmark ablation readme clean
 
 help:
-	@sed -n '1,4p' Makefile
+	@sed -n '1,6p' Makefile
 
 # One environment for development and for the course. torch and torchvision are resolved in the same call:
 # a torchvision built for another torch fails at import.
@@ -37,6 +44,11 @@ setup: $(VENV)/.installed
 reproduce: setup
 	lazyseg train "$(DISEASE)" --source "$(SOURCE)" --data "$(DATA)" --where "$(WHERE)" --view "$(VIEW)" --method "$(METHOD)" \
 	  --size $(SIZE) --profile "$(PROFILE)" --epochs $(EPOCHS) --seed $(SEED) --out "$(OUT)"
+
+# A run that is there is kept, a stopped one goes on, one that fails is named at the end and makes the exit code 1.
+report: setup
+	python -m lazyseg.report --diseases "$(DISEASES)" --methods "$(METHODS)" --sizes "$(SIZES)" --source "$(SOURCE)" --data "$(DATA)" \
+	  --where "$(WHERE)" --view "$(VIEW)" --credit "$(CREDIT)" --profile "$(PROFILE)" --epochs $(EPOCHS) --seed $(SEED) --out "$(OUT)"
 
 test: setup
 	bash tests/run.sh

@@ -6,7 +6,7 @@
 __all__ = ['FIRST', 'VARIANTS', 'watch_validation', 'Diary', 'try_variant', 'examples', 'ablation_runs', 'ablation_table',
            'ablate', 'figure_diary']
 
-# %% ../nbs/03a_ablation.ipynb #0c2c8e4d
+# %% ../nbs/03a_ablation.ipynb #10dbcd7a
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from .evaluation import best_dice, image_auroc, label_only_criteria, marked_area
 from .thresholding import score_films, threshold_from_labels
 from .training import METHODS, PROFILES, GeneratorScorer, fit_method, method
 
-# %% ../nbs/03a_ablation.ipynb #fa2e95c7
+# %% ../nbs/03a_ablation.ipynb #0e0a4a72
 FIRST = dict(exercises=0.) # the generator alone
 VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'both stages':          ('the method as it is', 'lazyseg', {}),
@@ -33,6 +33,7 @@ VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'warp and mask':        ('does it help to move tissue as well?', 'lazyseg', FIRST | dict(head='warp')),
     'no area price':        ('does the mask stay small by itself?', 'lazyseg', FIRST | dict(area=0.)),
     'area price 0.3':       ('or should it be dearer?', 'lazyseg', FIRST | dict(area=.3)),
+    'area price rises':     ('or rise tenfold once the disease is found?', 'lazyseg', FIRST | dict(rise=10.)),
     'identity price 1':     ('what if healthy films may be changed?', 'lazyseg', FIRST | dict(identity=1.)),
     'full cycle':           ('does the cycle earn its cost?', 'lazyseg', FIRST | dict(cycle='full')),
     'guided cycle':         ('and a cycle that is told where?', 'lazyseg', FIRST | dict(cycle='guided')),
@@ -46,7 +47,7 @@ VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'transposed':           ('do transposed convolutions do as well?', 'lazyseg', FIRST | dict(upsample='transpose')),
 }
 
-# %% ../nbs/03a_ablation.ipynb #a0746724
+# %% ../nbs/03a_ablation.ipynb #835a174f
 def watch_validation(scorer, # a method
                      valid, # `Films` of the validation split, with truth
                     ) -> dict: # numbers that need outlines, and under 'label_only' numbers that do not
@@ -62,7 +63,7 @@ def watch_validation(scorer, # a method
                 marked_healthy=float(marked_area(mask[~sick]).mean()),
                 label_only=label_only_criteria(scores[~sick], scores[sick], lungs=None if valid.lungs is None else np.asarray(valid.lungs[sick]) > 0))
 
-# %% ../nbs/03a_ablation.ipynb #56a2f94c
+# %% ../nbs/03a_ablation.ipynb #cb6f6320
 class Diary(Callback):
     "Every few epochs, what `watch_validation` says of the generator as it is; in `learn.diary.entries`."
     name, run_valid = 'diary', False
@@ -75,7 +76,7 @@ class Diary(Callback):
         self.entries.append(dict(epoch=self.epoch + 1) | watch_validation(scorer, self.valid))
         self.learn.model.train() # the scorer switched the generator to evaluation
 
-# %% ../nbs/03a_ablation.ipynb #00088a7c
+# %% ../nbs/03a_ablation.ipynb #fc98a5b1
 def try_variant(films, # `Films` with splits train and valid
                 variant:str, # one of `VARIANTS`
                 profile:str='cpu', seed:int=0,
@@ -99,7 +100,7 @@ def examples(scorer, films, # with truth
     arrays = dict(maps=scorer(x), counterpart=c.film[:, 0], mask=c.mask, delta=c.delta, flow=c.flow)
     return dict(film=np.array(some.film), truth=np.array(some.truth)) | {k: v.detach().cpu().numpy().astype(np.float16) for k, v in arrays.items() if v is not None}
 
-# %% ../nbs/03a_ablation.ipynb #e3a444d3
+# %% ../nbs/03a_ablation.ipynb #cf838fca
 def ablation_runs(folder='reports/ablation', # from the project's root
                  ) -> pd.DataFrame: # a row a run: disease, variant, seed, the numbers of `watch_validation`, minutes
     "All runs that are kept, in the order of `VARIANTS`."
@@ -113,7 +114,7 @@ def ablation_runs(folder='reports/ablation', # from the project's root
     order = {v: i for i, v in enumerate(VARIANTS)}
     return pd.DataFrame(rows).sort_values(['disease', 'variant', 'seed'], key=lambda c: c.map(order) if c.name == 'variant' else c, ignore_index=True)
 
-# %% ../nbs/03a_ablation.ipynb #fe392e79
+# %% ../nbs/03a_ablation.ipynb #6c87fd4e
 def ablation_table(runs:pd.DataFrame, # from `ablation_runs`
                    columns=('pixel_ap', 'best_dice', 'dice', 'image_auroc', 'marked_healthy', 'minutes'),
                   ) -> pd.DataFrame: # a row a disease and variant: mean over seeds, and the range where there are several
@@ -123,7 +124,7 @@ def ablation_table(runs:pd.DataFrame, # from `ablation_runs`
     table = pd.DataFrame({c: grouped[c].apply(cell, digits=4 if c == 'marked_healthy' else 1 if c == 'minutes' else 2) for c in columns})
     return table.assign(seeds=grouped.size())
 
-# %% ../nbs/03a_ablation.ipynb #584e4165
+# %% ../nbs/03a_ablation.ipynb #fa16b965
 def ablate(diseases=('pneumonia',), # of the phantom
            variants=tuple(VARIANTS), seeds=(0,), profile:str='cpu',
            out:str='reports/ablation', # from the project's root
@@ -145,7 +146,7 @@ def ablate(diseases=('pneumonia',), # of the phantom
     runs.to_csv(root/out/'table.csv', index=False, float_format='%.4f')
     return runs
 
-# %% ../nbs/03a_ablation.ipynb #80c898b2
+# %% ../nbs/03a_ablation.ipynb #19815c14
 def figure_diary(diaries:dict, # {name: entries of a `Diary`}
                  metric:str='pixel_ap', label:str='pixel average precision',
                 ) -> plt.Figure:

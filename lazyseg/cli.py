@@ -74,7 +74,7 @@ def headline_of(results:dict) -> str: # {method: what `evaluate` gave}
     return (f"{about['diseased']} diseased and {about['healthy']} healthy test films of {about['patients']} patients; 95% intervals over patients\n"
             f"{results_table(results, columns).T.to_string()}")
 
-# %% ../nbs/cli.ipynb #2b2d0827
+# %% ../nbs/cli.ipynb #cd8dd150
 def options_train(p):
     p.add_argument('disease', help='pneumonia, edema, emphysema or hernia; with films of your own, the label to learn')
     add_source(p)
@@ -84,6 +84,8 @@ def options_train(p):
     for name, text in [('size', "height of the films in pixels; 0: the profile's"), ('epochs', "passes over the films; 0: the profile's"),
                        ('seed', 'of split, weights, order and augmentation')]:
         p.add_argument(f'--{name}', type=int, default=0, help=text)
+    p.add_argument('--credit', default='', help='whose films these are and under which licence')
+    p.add_argument('--no-pictures', dest='pictures', action='store_false', help='leave out pictures of the films')
 
 def add_source(p):
     "The options that name a set of films."
@@ -344,9 +346,10 @@ def run_phantom(json=False, quiet=False, **given):
     answer(found, json, [f"{found['films']} films: {found['table']}", found['credit']])
     return 0
 
-# %% ../nbs/cli.ipynb #f9d1efd5
+# %% ../nbs/cli.ipynb #80400cd8
 COMMANDS = dict(
     train=('train one method on one disease, and report', options_train, run_train),
+    report=('train every method on every disease, and make the report', None, None), # its own command line: lazyseg.report
     segment=('mark films with a trained model', options_segment, run_segment),
     evaluate=('measure a trained model on films with labels', options_evaluate, run_evaluate),
     audit=('look at a set of films for faults and shortcuts', options_audit, run_audit),
@@ -360,15 +363,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--version', action='store_true', help='print the version and stop')
     commands = p.add_subparsers(dest='command', metavar='command')
     for name, (text, options, _) in COMMANDS.items():
+        if options is None:
+            commands.add_parser(name, help=text, add_help=False)
+            continue
         c = commands.add_parser(name, help=text, description=f'{text.capitalize()}. {NOTE}', epilog=CODES, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         options(c)
         c.add_argument('--json', action='store_true', help='print one JSON object, for a program')
         c.add_argument('--quiet', action='store_true', help='no bars')
     return p
 
-# %% ../nbs/cli.ipynb #49fa6ba3
+# %% ../nbs/cli.ipynb #b5a5379c
 def main(args=None) -> int: # exit code: see `CODES`
     "The command `lazyseg`."
+    args = list(sys.argv[1:] if args is None else args)
+    if args[:1] == ['report']: # it has options of its own
+        from lazyseg.report import main as report
+        return report(args[1:])
     p = parser()
     given = vars(p.parse_args(args))
     command = given.pop('command')

@@ -53,6 +53,7 @@ class Method:
     identity: float = 10.  # price of changing a healthy film
     cycle_price: float = 10.  # price of not coming back, where there is a cycle
     area: float = .1  # price of the mask's area
+    rise: float = 1.  # times this by the end: first find the disease, then say no more than needed
     smooth: float = 1.  # price of an uneven displacement, for the heads warp and move
     halvings: int = 0  # for these heads: above 0 the displacement cannot fold, see `integrate`
     lr: float = 2e-4  # generator's learning rate
@@ -146,6 +147,7 @@ class Translator(nn.Module):
         self.there = Side(m)
         self.back = Side(m, back=True) if m.cycle != 'none' else None
         self.averaged = copy.deepcopy(self.there.generator).requires_grad_(False) if m.average else None
+        self.progress = 0. # of the training, 0..1: `BothDomains` keeps it
 
     @property
     def generator(self) -> Generator: # what is kept and used after training
@@ -159,10 +161,14 @@ class Translator(nn.Module):
         if m.area and counterpart.mask is not None: cost['area'] = counterpart.mask.mean()
         if counterpart.flow is not None: cost['smooth'] = unevenness(counterpart.flow)
         if self.back is not None: self.go_back(healthy, sick, counterpart, cost)
-        weights = dict(fool=m.adversarial, identity=m.identity, area=m.area, smooth=m.smooth, cycle=m.cycle_price,
+        weights = dict(fool=m.adversarial, identity=m.identity, area=self.area_price(), smooth=m.smooth, cycle=m.cycle_price,
                        catch=1., fool_back=m.adversarial, catch_back=1., identity_back=m.identity)
         cost['loss'] = sum(weights[k] * v for k, v in cost.items())
         return cost
+
+    def area_price(self) -> float:
+        "Flat for the first two fifths of the training, then rising evenly (by factors) until nine tenths are done."
+        return self.m.area * self.m.rise ** min(1., max(0., (self.progress - .4) / .5))
 
     def translate(self, generator, films, others) -> tuple[Counterpart, Counterpart|None]:
         "Counterparts of `films` and, where changing them has a price, of `others`, in one call."
@@ -192,6 +198,7 @@ class BothDomains(Callback):
     order = -10
     def before_train(self): self.learn.dls.train.epoch = self.learn.epoch # so a training that goes on sees what it would have seen
     def before_batch(self):
+        self.learn.model.progress = float(self.learn.pct_train)
         both = (*self.learn.xb, *self.learn.yb)
         self.learn.xb = self.learn.yb = both
 
@@ -332,11 +339,13 @@ class Checkpoint(Callback):
     order = 70 # after everything that changes the state
     def __init__(self, path:Path|str, # the checkpoint's file
                  run:dict|None=None, # what else tells this training from others: seed, epochs, films
-                ): self.path, self.run = Path(path), run or {}
+                ): self.path, self.run, self.earlier = Path(path), run or {}, 0. # seconds that earlier calls trained
 
     def state(self) -> dict:
         return dict(model=self.learn.model.state_dict(), optimiser=self.learn.opt.state_dict(), epoch=self.learn.epoch + 1,
-                    choices=self.choices(), costs=self.learn.costs.epochs)
+                    choices=self.choices(), costs=self.learn.costs.epochs, seconds=self.earlier + time.perf_counter() - self.started)
+
+    def before_fit(self): self.started = time.perf_counter()
 
     def choices(self) -> str: # what shapes the weights; how a map is made of them later does not
         return json.dumps({k: v for k, v in asdict(self.learn.model.m).items() if k not in ('map', 'exercises')} | self.run)
@@ -355,7 +364,7 @@ class Checkpoint(Callback):
         self.learn.model.load_state_dict(state['model'])
         if self.learn.opt is None: self.learn.create_opt()
         self.learn.opt.load_state_dict(state['optimiser'])
-        self.learn.costs.epochs = state['costs']
+        self.learn.costs.epochs, self.earlier = state['costs'], state.get('seconds', 0.)
         return state['epoch']
 
 # %% ../nbs/03_training.ipynb #58fc8ed2
@@ -382,7 +391,7 @@ def fit_method(films, # `Films` with splits train and valid
                cbs=(), # further callbacks of the first stage
                **changes, # fields of `Method`
               ) -> GeneratorScorer: # or a `PupilScorer`, where the method has a second stage
-    "Train a method on unpaired films; the scorer carries `learn` and `trained_seconds` (of this call)."
+    "Train a method on unpaired films; the scorer carries `learn` and `trained_seconds` (over all calls that it took)."
     size, started = PROFILES[one_of('profile', profile, PROFILES)], time.perf_counter()
     m = method(method_name, **{**size['changes'], **changes})
     dls = unpaired_loaders(films, batch_size=m.batch_size, augment=m.augment, seed=seed)
@@ -397,7 +406,8 @@ def fit_method(films, # `Films` with splits train and valid
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
     steps = round(m.exercises * epochs * len(dls.train))
     if steps: scorer = second_stage(scorer, films, steps, m, seed, folder, run)
-    scorer.learn, scorer.trained_seconds = learn, time.perf_counter() - started
+    earlier = sum(c.earlier for c in cbs) + getattr(scorer, 'earlier', 0.)
+    scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started
     return scorer
 
 # %% ../nbs/03_training.ipynb #9d51da3a
@@ -409,8 +419,11 @@ def second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, f
         if state['choices'] == choices:
             pupil = Outliner(m.width)
             pupil.load_state_dict(state['pupil'])
-            return PupilScorer(pupil, scorer, scorer.name)
+            scorer = PupilScorer(pupil, scorer, scorer.name)
+            scorer.earlier = state.get('seconds', 0.)
+            return scorer
+    started = time.perf_counter()
     scorer = teach(scorer, films, steps, m.width, seed=seed)
     if kept:
-        with whole_file(kept) as p: torch.save(dict(choices=choices, pupil=scorer.pupil.state_dict()), p)
+        with whole_file(kept) as p: torch.save(dict(choices=choices, pupil=scorer.pupil.state_dict(), seconds=time.perf_counter() - started), p)
     return scorer

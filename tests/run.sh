@@ -25,6 +25,11 @@ python tests/prepare.py
 
 echo "== notebooks"
 nbdev_test --n_workers 2 --pause 0.2
+# The answers are not part of the library: nbdev leaves sub-folders alone (recursive = False), so they are named here.
+nbdev_test --path nbs/solutions --n_workers 2 --pause 0.2
+
+echo "== the site"
+bash tests/docs.sh
 
 echo "== tests"
 python -m pytest -q tests

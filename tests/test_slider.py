@@ -1,23 +1,11 @@
 """The threshold slider in a real JupyterLab, in a real headless Chromium: dragged by the mouse, read from the page."""
-import base64
-import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import pytest
+from conftest import wait_for
 
 pytestmark = pytest.mark.dev
-for module in ('jupyterlab', 'ipywidgets', 'jupyterlab_widgets', 'websocket', 'nbformat'): pytest.importorskip(module)
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome', 'chrome'))), None)
-if not CHROMIUM: pytest.skip('no Chromium or Chrome on this machine (apt-get install chromium)', allow_module_level=True)
-
-PICTURES = Path(os.environ['LAZYSEG_SCREENSHOTS']) if os.environ.get('LAZYSEG_SCREENSHOTS') else None
 CELL = '''
 import numpy as np
 from scipy import ndimage
@@ -31,104 +19,18 @@ threshold_slider(film, map, truth, OperatingPoint(.05, smoothing=1.))
 '''
 
 
-def wait_for(look, seconds, what):
-    "Ask `look` until it answers."
-    end = time.monotonic()+seconds
-    while time.monotonic() < end:
-        answer = look()
-        if answer: return answer
-        time.sleep(.3)
-    raise TimeoutError(f'{what} did not come within {seconds} seconds')
-
-
-class Chromium:
-    "A page of a headless Chromium, driven by its own debugging protocol."
-
-    def __init__(self, folder):
-        import websocket
-        self.process = subprocess.Popen([CHROMIUM, '--headless=new', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--no-first-run',
-            '--remote-debugging-port=0', '--remote-allow-origins=*', '--window-size=1200,900', f'--user-data-dir={folder}', 'about:blank'],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        file = Path(folder)/'DevToolsActivePort'
-        port = wait_for(lambda: file.is_file() and file.read_text().split()[:1], 60, 'Chromium')[0]
-        pages = json.load(urllib.request.urlopen(f'http://127.0.0.1:{port}/json', timeout=20))
-        self.socket = websocket.create_connection(next(p for p in pages if p['type'] == 'page')['webSocketDebuggerUrl'], timeout=120)
-        self.count = 0
-
-    def call(self, method, **params):
-        self.count += 1
-        self.socket.send(json.dumps(dict(id=self.count, method=method, params=params)))
-        while True:
-            answer = json.loads(self.socket.recv())
-            if answer.get('id') == self.count:
-                assert 'error' not in answer, answer
-                return answer['result']
-
-    def js(self, code):
-        return self.call('Runtime.evaluate', expression=code, returnByValue=True, awaitPromise=True)['result'].get('value')
-
-    def mouse(self, kind, x, y):
-        self.call('Input.dispatchMouseEvent', type=kind, x=x, y=y, button='left', buttons=0 if kind == 'mouseReleased' else 1, clickCount=1)
-
-    def middle(self, selector):
-        return self.js(f"(()=>{{const b = document.querySelector('{selector}').getBoundingClientRect(); return [b.x+b.width/2, b.y+b.height/2]}})()")
-
-    def click(self, selector):
-        for kind in ('mousePressed', 'mouseReleased'): self.mouse(kind, *self.middle(selector))
-
-    def drag(self, selector, by): # pixels to the right
-        x, y = self.middle(selector)
-        self.mouse('mousePressed', x, y)
-        for part in (.25, .5, .75, 1): self.mouse('mouseMoved', x+by*part, y)
-        self.mouse('mouseReleased', x+by, y)
-
-    def screenshot(self, path):
-        Path(path).write_bytes(base64.b64decode(self.call('Page.captureScreenshot', format='png')['data']))
-
-    def close(self):
-        self.socket.close()
-        self.process.terminate()
-        self.process.wait(30)
-
-
 @pytest.fixture
-def lab(tmp_path):
-    "A JupyterLab that shows one notebook with the slider; gives its address."
+def notebook(lab, lab_folder):
+    "The address of a notebook with the slider."
     import nbformat
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
-    work = tmp_path/'work'
-    work.mkdir()
-    nbformat.write(notebook, work/'slider.ipynb')
-    places = {f'JUPYTER_{k}_DIR': str(tmp_path/k.lower()) for k in ('RUNTIME', 'CONFIG', 'DATA')} | dict(JUPYTERLAB_WORKSPACES_DIR=str(tmp_path/'workspaces'))
-    root = str(Path(__file__).resolve().parent.parent)
-    env = os.environ | places | dict(PYTHONPATH=os.pathsep.join([root, os.environ.get('PYTHONPATH', '')]), MPLBACKEND='agg')
-    server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.port=0',
-        '--IdentityProvider.token=', '--ServerApp.password=', '--LabApp.news_url=', f'--ServerApp.root_dir={work}'],
-        env=env, stdout=(tmp_path/'lab.log').open('w'), stderr=subprocess.STDOUT)
-    try:
-        found = lambda: re.search(r'http://(?:127\.0\.0\.1|localhost):\d+/', (tmp_path/'lab.log').read_text())
-        def address():
-            assert server.poll() is None, (tmp_path/'lab.log').read_text()[-2000:]
-            return found()
-        yield wait_for(address, 240, 'JupyterLab')[0]
-    finally:
-        server.terminate()
-        server.wait(60)
+    kernel = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=kernel), lab_folder/'slider.ipynb')
+    return f'{lab}lab/tree/slider.ipynb'
 
 
-@pytest.fixture
-def page(tmp_path):
-    "A browser page. Whatever the test ends with, its last picture is kept."
-    chromium = Chromium(tmp_path/'chromium')
-    try:
-        yield chromium
-        chromium.screenshot(PICTURES/'slider-last.png' if PICTURES else tmp_path/'slider-last.png')
-    finally: chromium.close()
-
-
-def test_slider_moves_mask_and_dice(lab, page, tmp_path):
-    pictures = PICTURES or tmp_path
-    page.call('Page.navigate', url=f'{lab}lab/tree/slider.ipynb')
+def test_slider_moves_mask_and_dice(notebook, page, pictures):
+    page.resize(1200)
+    page.call('Page.navigate', url=notebook)
     wait_for(lambda: page.js("!!document.querySelector('.jp-Notebook .jp-CodeCell')"), 180, 'the notebook')
     # before its kernel answers, running a cell opens a dialog that asks for a kernel
     wait_for(lambda: page.js("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status") == 'idle', 180, 'the kernel')

@@ -1,0 +1,216 @@
+"""What the docs site has besides nbs/: the source under each function, executed reports, answers, an index of the library.
+
+docs.sh calls it step by step: `before` copies nbs/ in the form that nbdev wants, `process` is nbdev, `after` adds pages to _proc,
+`polish` touches up the rendered pages.
+"""
+import ast
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS, PROC = ROOT / "nbs", ROOT / "_proc"
+
+
+def read(path): return nbformat.read(path, as_version=4)
+
+
+def write(book, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, path)
+
+
+# Before nbdev: exported cells show their source, folded under the documentation of what they define.
+
+def parsed(source):
+    try: return ast.parse(source).body
+    except SyntaxError: return []
+
+
+def exported(cell): return cell.cell_type == "code" and re.match(r"#\|\s*export\s*$", cell.source, re.M)
+
+
+def before(folder):
+    shutil.copytree(NBS, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("solutions", ".*"))
+    for path in Path(folder).glob("*.ipynb"):
+        book = read(path)
+        for cell in filter(exported, book.cells):
+            if all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in parsed(cell.source)): continue
+            cell.source = re.sub(r"#\|\s*export\s*$", "#| exports", cell.source, count=1, flags=re.M)
+        write(book, path)
+
+
+# What the command nbdev_proc_nbs does, without its first step: that one downloads and installs Quarto where there is none.
+
+def process(folder):
+    from nbdev.serve import proc_nbs
+    proc_nbs(folder, n_workers=2)
+
+
+# After nbdev.
+
+def fold(cell):
+    "A function's source is folded, for what it does stands above it; a constant stays in sight."
+    lines = [l for l in cell.source.splitlines() if not re.match(r"#\|\s*code-(fold|summary)", l)]
+    if any(isinstance(s, (ast.FunctionDef, ast.ClassDef)) for s in parsed(cell.source)):
+        lines[:0] = ["#| code-fold: true", '#| code-summary: "Source"']
+    cell.source = "\n".join(lines)
+
+
+def tidy_chapter(path, names):
+    book = read(path)
+    ours = {name: where.split("#")[1] for name, where in names.items() if where.startswith(path.name)}
+    for cell in book.cells:
+        if cell.cell_type == "code" and "#| code-fold: show" in cell.source: fold(cell)
+        if cell.cell_type == "markdown": cell.source = link_names(cell.source, names)
+        for out in cell.get("outputs", []):
+            text = out.get("data", {}).get("text/markdown")
+            if "show_doc(" in cell.source and text: # the rule above every name cuts a page into slices
+                out.data["text/markdown"] = re.sub(r"\A---\n+", "", "".join(text))
+    write(book, path)
+    return ours
+
+
+def link_names(text, names):
+    "Names of the library in running text become links to where they are explained; fenced code stays as it is."
+    parts = re.split(r"(```.*?```)", text, flags=re.S)
+    link = lambda m: f"[`{m[1]}`]({names[m[1]]})" if m[1] in names else m[0]
+    return "".join(p if p.startswith("```") else re.sub(r"(?<!\[)`(\w+)`(?!\])", link, p) for p in parts)
+
+
+def modules():
+    "The notebook behind each module: {module: notebook name}."
+    found = {}
+    for path in sorted(NBS.glob("*.ipynb")):
+        code = "\n".join(c.source for c in read(path).cells if c.cell_type == "code")
+        if m := re.search(r"^#\|\s*default_exp\s+(\w+)", code, re.M): found[m[1]] = path.name
+    return found
+
+
+def public(module):
+    "What a module offers: (name, kind, first line of its documentation)."
+    tree = ast.parse((ROOT / "lazyseg" / f"{module}.py").read_text())
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name[0] != "_" and not any("patch" in ast.dump(d) for d in node.decorator_list):
+            yield node.name, "class" if isinstance(node, ast.ClassDef) else "function", (ast.get_docstring(node) or "").split("\n")[0]
+
+
+def anchors():
+    "Where a name is explained, for names that cannot be mistaken for a word and stand in one module only."
+    places = {}
+    for module, notebook in modules().items():
+        for name, _, _ in public(module): places.setdefault(name, []).append(f"{notebook}#{name.lower()}")
+    return {n: p[0] for n, p in places.items() if len(p) == 1 and (re.search(r".[A-Z_]", n))}
+
+
+def api():
+    "A page for each module: every public name, what it does, and where it is explained with an example."
+    pages = []
+    for module, notebook in sorted(modules().items()):
+        about = ast.get_docstring(ast.parse((ROOT / "lazyseg" / f"{module}.py").read_text())) or ""
+        rows = [f"| [`{name}`](../{notebook}#{name.lower()}) | {text.replace('|', chr(92) + '|')} |" for name, _, text in sorted(public(module), key=lambda r: r[0].lower())]
+        path = PROC / "api" / f"{module}.qmd"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"---\ntitle: lazyseg.{module}\n---\n\n{about}\n\nEach name leads to its arguments, an example and its source, in the chapter that makes it.\n\n"
+                        "| name | what it does |\n|---|---|\n" + "\n".join(rows) + '\n\n: {tbl-colwidths="[35,65]"}\n')
+        pages.append(dict(text=module, href=f"api/{module}.qmd"))
+    return pages
+
+
+def titled(book, title, about=""):
+    "The book with the title in front matter, as a page wants it."
+    book.cells[:0] = [nbformat.v4.new_raw_cell("---\n" + yaml.safe_dump(dict(title=title, **(dict(description=about) if about else {}))) + "---\n")]
+
+
+def pop_title(book):
+    "Take the title cell out: title, subtitle and what else the cell said."
+    for i, cell in enumerate(book.cells):
+        if cell.cell_type == "markdown" and cell.source.startswith("# "):
+            title, _, rest = cell.source.partition("\n")
+            sub = re.match(r"\s*>\s*(.*)\n?", rest)
+            cell.source = rest[sub.end():].strip() if sub else rest.strip()
+            book.cells = [c for c in book.cells[i:] if c.cell_type != "markdown" or c.source]
+            return title[2:].strip(), sub[1].strip() if sub else ""
+    return "", ""
+
+
+def answers():
+    "Worked exercises, a page a chapter."
+    pages = []
+    for path in sorted((NBS / "solutions").glob("*.ipynb")):
+        book = read(path)
+        title, about = pop_title(book)
+        titled(book, title, about)
+        write(book, PROC / "solutions" / path.name)
+        pages.append(dict(text=title, href=f"solutions/{path.name}"))
+    return pages
+
+
+def quiet(cell):
+    "A report is for reading: the code is folded, bars that ran through are gone."
+    if cell.cell_type != "code": return
+    cell.source = "#| code-fold: true\n#| code-summary: Code\n" + cell.source
+    bar = lambda o: any(k in "".join(o.get("data", {}).get("text/html", "")) for k in ("<progress", "progress-bar")) or (
+        "text/html" in o.get("data", {}) and not re.sub(r"<style.*?</style>|<[^>]*>|\s", "", "".join(o["data"]["text/html"]), flags=re.S))
+    cell.outputs = [o for o in cell.outputs if not bar(o) and o.get("name") != "stderr"]
+
+
+def report(path):
+    "One executed notebook as a page; its sidebar group and its name there."
+    folder, book = path.parent, read(path)
+    group, text = "", ""
+    title, about = pop_title(book)
+    if (folder / "metrics.json").is_file():
+        m = json.loads((folder / "metrics.json").read_text())
+        s = m["settings"]
+        group, text = f"{s['source']}: {s['disease']}", f"{s['method']}, {s['size']} px"
+        title, about = f"{s['disease']}, {s['source']}: {text}", "What one run found, as it left it."
+        start = next((i for i, c in enumerate(book.cells) if c.cell_type == "code"), 0)
+        book.cells = book.cells[start:]
+        said = ", ".join(f"{k} {v}" for k, v in s.items() if v not in ("", None))
+        book.cells[:0] = [nbformat.v4.new_markdown_cell(f"An executed copy of [One disease, from films to report]({'../' * len(folder.relative_to(ROOT).parts)}train.ipynb). "
+            f"Settings: {said}; {m.get('epochs', '?')} passes over the films. The code of each step is folded away. **Not a medical device.**")]
+    for cell in book.cells: quiet(cell)
+    for credit in folder.glob("CREDIT.md"): book.cells.append(nbformat.v4.new_markdown_cell(re.sub(r"^#", "##", credit.read_text())))
+    titled(book, title or path.stem, about)
+    write(book, PROC / path.relative_to(ROOT))
+    return group, dict(text=text or title, href=str(path.relative_to(ROOT)))
+
+
+def reports():
+    "Every executed notebook below reports/; those of single runs in a section for each source and disease."
+    pages, groups = [], {}
+    for path in sorted((ROOT / "reports").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts or path.name.endswith("running.ipynb"): continue
+        group, page = report(path)
+        (groups.setdefault(group, []) if group else pages).append(page)
+    return pages + [dict(section=g, contents=p) for g, p in groups.items()]
+
+
+def after():
+    names = anchors()
+    for path in PROC.glob("*.ipynb"): tidy_chapter(path, names)
+    sidebar = yaml.safe_load((PROC / "sidebar.yml").read_text())
+    contents = sidebar["website"]["sidebar"]["contents"]
+    section = lambda name: next(c["contents"] for c in contents if isinstance(c, dict) and c.get("section") == name)
+    if found := answers(): section("Course").append(dict(section="Answers", contents=found))
+    section("Reports").extend(reports())
+    contents.append(dict(section="API", contents=api()))
+    (PROC / "sidebar.yml").write_text(yaml.safe_dump(sidebar, sort_keys=False))
+
+
+def polish(folder):
+    "In tables, an interval goes on a line of its own below its value."
+    for path in Path(folder).rglob("*.html"):
+        text = path.read_text()
+        new = re.sub(r"(<td[^>]*>\s*-?\d[\d.]*) (\(-?[\d.]+ to -?[\d.]+\))", r'\1 <span class="interval">\2</span>', text)
+        if new != text: path.write_text(new)
+
+
+if __name__ == "__main__":
+    dict(before=before, process=process, after=after, polish=polish)[sys.argv[1]](*sys.argv[2:])
