@@ -623,7 +623,7 @@ class Explorer:
         lines = [f"film {i + 1} of {len(self.found)}: image score {r.image_score:.3f}, marked {100*mask.mean():.1f}% of what was seen, distance {r.distance:.2f}"]
         return '<br>'.join(lines + [f'<b>{escape(w)}</b>' for w in r.warnings])
 
-# %% ../nbs/09_your_films.ipynb #db6a9885
+# %% ../nbs/09_your_films.ipynb #cd6c15e6
 def explore(segmenter:Segmenter,
             films, # a path, a folder, an array, or a list of these
            ): # an ipywidgets box; its attribute `point` is the operating point that the slider stands at
@@ -636,8 +636,9 @@ def explore(segmenter:Segmenter,
     threshold = widgets.FloatSlider(value=start, min=0, max=top, step=top/500, readout_format='.3f', description='threshold', layout=wide)
     opacity = widgets.FloatSlider(value=.25, min=0, max=1, step=.05, description='opacity', layout=wide)
     film = widgets.IntSlider(value=1, min=1, max=max(len(seen.found), 1), description='film', layout=wide | dict(display=None if len(seen.found) > 1 else 'none'))
-    names = widgets.HTML(''.join(f'<span style="display:inline-block;width:{seen.kept[0][0].shape[1] + 8}px">{n}</span>' for n in ('film', 'healthy counterpart', 'score', 'marked')))
-    text, picture = widgets.HTML(), widgets.Image(format='png', layout=dict(max_width='none'))
+    names = widgets.HTML('<div style="display:flex">' + ''.join(f'<span style="width:25%">{n}</span>' for n in ('film', 'healthy counterpart', 'score', 'marked')) + '</div>',
+                         layout=dict(width='100%', max_width=f'{4*seen.kept[0][0].shape[1] + 24}px'))
+    text, picture = widgets.HTML(), widgets.Image(format='png', layout=dict(max_width='100%'))
     box = widgets.VBox([film, threshold, opacity, names, picture, text])
     def draw(_=None):
         begun, box.point = time.perf_counter(), replace(seen.point, threshold=threshold.value, rule='moved by hand')

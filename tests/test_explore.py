@@ -18,6 +18,7 @@ films = lungs_like(40, 128)
 films[1] = 255 - films[1]
 segmenter = Segmenter(GeneratorScorer(Translator(m).there.generator, m.map), OperatingPoint(.05, smoothing=1.), about, KnownFilms.of(films[10:30], films[30:]))
 box = explore(segmenter, list(films[:4]))
+box.children[1].value = .4*box.children[1].max
 box.children[1].observe(lambda _: print('update', round(box.milliseconds)), 'value')
 box
 """
@@ -45,7 +46,7 @@ def test_explore_follows_the_mouse(lab, lab_folder, page, pictures):
     picture = page.js(shown)
     page.screenshot(pictures / "explore-before.png")
 
-    page.drag(".widget-slider:nth-of-type(2) .noUi-handle", 60) # threshold
+    page.drag(".widget-slider:nth-of-type(2) .noUi-handle", 160) # threshold
     moved = wait_for(lambda: page.js(said) != first and page.js(said), 90, "another mask")
     wait_for(lambda: page.js(shown) != picture, 60, "another picture")
     marked = [float(re.search(r"marked ([\d.]+)%", text)[1]) for text in (first, moved)]
