@@ -160,21 +160,25 @@ def quiet(cell):
     cell.outputs = [o for o in cell.outputs if not bar(o) and o.get("name") != "stderr"]
 
 
+def settings_of(folder):
+    "The settings of a run, in words, where it left them."
+    file = folder / "metrics.json"
+    settings = json.loads(file.read_text()).get("settings") if file.is_file() else None
+    return ": " + ", ".join(f"{k} {v}" for k, v in settings.items() if v not in ("", None)) if isinstance(settings, dict) else ""
+
+
 def report(path):
     "One executed notebook as a page; its sidebar group and its name there."
     folder, book = path.parent, read(path)
     group, text = "", ""
     title, about = pop_title(book)
-    if (folder / "metrics.json").is_file():
-        m = json.loads((folder / "metrics.json").read_text())
-        s = m["settings"]
-        group, text = f"{s['source']}: {s['disease']}", f"{s['method']}, {s['size']} px"
-        title, about = f"{s['disease']}, {s['source']}: {text}", "What one run found, as it left it."
-        start = next((i for i, c in enumerate(book.cells) if c.cell_type == "code"), 0)
-        book.cells = book.cells[start:]
-        said = ", ".join(f"{k} {v}" for k, v in s.items() if v not in ("", None))
-        book.cells[:0] = [nbformat.v4.new_markdown_cell(f"An executed copy of [One disease, from films to report]({'../' * len(folder.relative_to(ROOT).parts)}train.ipynb). "
-            f"Settings: {said}; {m.get('epochs', '?')} passes over the films. The code of each step is folded away. **Not a medical device.**")]
+    where = path.relative_to(ROOT / "reports").parts
+    if len(where) > 3: # a single run: <source or kind>/<disease>/<what was run>/notebook
+        group, text, about = f"{where[0]}: {where[1]}", where[2], "What one run found, as it left it."
+        kind, template, title = title, ROOT / "nbs" / path.name, f"{where[1]}, {where[0]}: {where[2]}"
+        book.cells = book.cells[next((i for i, c in enumerate(book.cells) if c.cell_type == "code"), 0):]
+        origin = f"[{kind}]({'../' * len(where)}{path.name})" if template.is_file() else kind
+        book.cells[:0] = [nbformat.v4.new_markdown_cell(f"An executed copy of {origin}{settings_of(folder)}. The code of each step is folded away. **Not a medical device.**")]
     for cell in book.cells: quiet(cell)
     for credit in folder.glob("CREDIT.md"): book.cells.append(nbformat.v4.new_markdown_cell(re.sub(r"^#", "##", credit.read_text())))
     titled(book, title or path.stem, about)
