@@ -64,16 +64,15 @@ def fold(cell):
 
 def tidy_chapter(path, names):
     book = read(path)
-    ours = {name: where.split("#")[1] for name, where in names.items() if where.startswith(path.name)}
     for cell in book.cells:
         if cell.cell_type == "code" and "#| code-fold: show" in cell.source: fold(cell)
         if cell.cell_type == "markdown": cell.source = link_names(cell.source, names)
+        if cell.cell_type == "code": cell.outputs = without_bars(cell.outputs)
         for out in cell.get("outputs", []):
             text = out.get("data", {}).get("text/markdown")
             if "show_doc(" in cell.source and text: # the rule above every name cuts a page into slices
                 out.data["text/markdown"] = re.sub(r"\A---\n+", "", "".join(text))
     write(book, path)
-    return ours
 
 
 def link_names(text, names):
@@ -145,19 +144,27 @@ def answers():
     for path in sorted((NBS / "solutions").glob("*.ipynb")):
         book = read(path)
         title, about = pop_title(book)
+        for cell in book.cells:
+            if cell.cell_type == "code": cell.outputs = without_bars(cell.outputs)
         titled(book, title, about)
         write(book, PROC / "solutions" / path.name)
         pages.append(dict(text=title, href=f"solutions/{path.name}"))
     return pages
 
 
+def without_bars(outputs):
+    "Outputs but for progress bars that ran through, and what was written to stderr."
+    def bar(out):
+        html = "".join(out.get("data", {}).get("text/html", ""))
+        return "<progress" in html or html and not re.sub(r"<style.*?</style>|<[^>]*>|\s", "", html, flags=re.S)
+    return [o for o in outputs if not bar(o) and o.get("name") != "stderr"]
+
+
 def quiet(cell):
-    "A report is for reading: the code is folded, bars that ran through are gone."
+    "A report is for reading: the code is folded away."
     if cell.cell_type != "code": return
     cell.source = "#| code-fold: true\n#| code-summary: Code\n" + cell.source
-    bar = lambda o: any(k in "".join(o.get("data", {}).get("text/html", "")) for k in ("<progress", "progress-bar")) or (
-        "text/html" in o.get("data", {}) and not re.sub(r"<style.*?</style>|<[^>]*>|\s", "", "".join(o["data"]["text/html"]), flags=re.S))
-    cell.outputs = [o for o in cell.outputs if not bar(o) and o.get("name") != "stderr"]
+    cell.outputs = without_bars(cell.outputs)
 
 
 def settings_of(folder):
