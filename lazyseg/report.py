@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .cli import train
-from .core import LazysegError, one_of, project_root, whole_file
+from .core import LazysegError, forget_place, one_of, project_root, whole_file
 from .data import Films, Source, resize, to_bytes
 from .evaluation import COLUMNS, as_text, dice
 from .phantom import render
@@ -318,7 +318,7 @@ def run_all(plan:list, # from `plan_runs`
         say(f'{i + 1} of {len(plan)}: {name}')
         try: train(progress, **parameters | dict(disease=s.disease, method=s.method, size=s.size))
         except Exception as e: # whatever stopped this one, a dead kernel too: the next may do well
-            failed[name] = str(e) or type(e).__name__
+            failed[name] = str(e) if isinstance(e, LazysegError) else f'{type(e).__name__}: {e}'
             say(f'{name} FAILED: {failed[name]}')
     return failed
 
@@ -336,16 +336,15 @@ def run_report(source:str='phantom', out:str='reports', diseases=DISEASES, metho
     try: papermill.execute_notebook(str(notebook), str(running), given, cwd=str(project_root()), kernel_name='python3', progress_bar=progress)
     except papermill.PapermillExecutionError as e:
         raise LazysegError(f"The report stopped: {e.ename}: {e.evalue}\nThe notebook as far as it came: {running}") from e
-    text = running.read_text(encoding='utf-8').replace(f'{project_root()}/', '') # a report names no path of this machine
-    with whole_file(folder/'report.ipynb') as p: p.write_text(text, encoding='utf-8')
-    running.unlink()
-    return folder/'report.ipynb'
+    forget_place(running)
+    return running.replace(folder/'report.ipynb')
 
 def make_report(diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(), progress:bool=True, **parameters) -> dict: # {run: why it failed}
     "All runs, and then the report over what they left. `parameters` are those of `nbs/train.ipynb`."
     plan = plan_runs(diseases, methods, sizes, **parameters)
     failed = run_all(plan, progress, **parameters)
-    run_report(plan[0].source, plan[0].out, list(dict.fromkeys(diseases)), list(dict.fromkeys(methods)), sorted({s.size for s in plan}), plan[0].pictures, progress)
+    try: run_report(plan[0].source, plan[0].out, list(dict.fromkeys(diseases)), list(dict.fromkeys(methods)), sorted({s.size for s in plan}), plan[0].pictures, progress)
+    except LazysegError as e: failed['the report itself'] = str(e)
     return failed
 
 # %% ../nbs/make_report.ipynb #6c4cf739
