@@ -83,8 +83,8 @@ def keep_examples(folder:Path, # the run's folder
     return dict(rule=rule, points=list(points), films=about)
 
 def forget_pictures(folder:Path):
-    "Remove what an earlier run left in a folder whose films are not to be shown."
-    for name in ('examples.npz', 'figures/cases.png', 'figures/example.png'): (Path(folder)/name).unlink(missing_ok=True)
+    "Remove the pictures of films that an earlier run left, so that none outlives a change of the settings."
+    for name in ('examples.npz', 'figures/films.png', 'figures/cases.png', 'figures/example.png'): (Path(folder)/name).unlink(missing_ok=True)
 
 # %% ../nbs/make_report.ipynb #441b2b6a
 @dataclass
@@ -215,7 +215,7 @@ def table_row(run:Run, kind:str, name:str) -> dict:
     cells = dict(disease=run.disease, size=f'{run.size} px', method=name) | {'printed in the paper': '' if printed is None else f'{printed:.2f}',
              "the paper's accuracy, here": as_text(r.get('paper_accuracy'), 1)}
     cells |= {COLUMNS[c]: as_text(r.get(c), 3 if c == 'marked_healthy' else 2) for c in HONEST}
-    return cells | {'test films': f"{r['about']['diseased']} diseased, {r['about']['healthy']} healthy", 'patients': r['about']['patients'],
+    return cells | {'test films': f"{r['about']['diseased']} diseased, {r['about']['healthy']} healthy", 'patients': str(r['about']['patients']),
                     'run': '' if kind == 'empty mask' else f"{run.metrics['settings']['profile']}, {run.metrics['epochs']} epochs, seed {run.metrics['settings']['seed']}"}
 
 # %% ../nbs/make_report.ipynb #f6fd471b
@@ -274,7 +274,7 @@ def show_figure(number:int, runs:list, # see `figure_paper`
     fig = figure_paper(number, runs, methods) if yes_or_no('pictures', pictures) else None
     if fig is not None: display(Image(save_figure(folder, f'figure-{number}', fig)))
     else: (Path(folder)/'figures'/f'figure-{number}.png').unlink(missing_ok=True)
-    display(Markdown(caption_paper(number, runs, methods)))
+    display(Markdown(('' if yes_or_no('pictures', pictures) else 'Pictures are left out.\n\n') + caption_paper(number, runs, methods)))
 
 def write_report(folder:Path, runs:list, wanted, methods=('paper', 'lazyseg')) -> Path:
     "Write `table.csv`, and `report.json` with the captions, the runs and what is missing."
@@ -344,7 +344,7 @@ def make_report(diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(), progr
     plan = plan_runs(diseases, methods, sizes, **parameters)
     failed = run_all(plan, progress, **parameters)
     try: run_report(plan[0].source, plan[0].out, list(dict.fromkeys(diseases)), list(dict.fromkeys(methods)), sorted({s.size for s in plan}), plan[0].pictures, progress)
-    except LazysegError as e: failed['the report itself'] = str(e)
+    except Exception as e: failed['the report itself'] = str(e) or type(e).__name__
     return failed
 
 # %% ../nbs/make_report.ipynb #6c4cf739
