@@ -411,7 +411,7 @@ def fit_method(films, # `Films` with splits train and valid
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
     steps = round(m.exercises * epochs * len(dls.train))
     if steps: scorer = second_stage(scorer, films, steps, m, seed, folder, run)
-    earlier = sum(c.earlier for c in cbs) + getattr(scorer, 'earlier', 0.)
+    earlier = (kept.earlier if kept else 0.) + getattr(scorer, 'earlier', 0.)
     scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started
     return scorer
 
