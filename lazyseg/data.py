@@ -14,8 +14,9 @@ __all__ = ['BIGGEST', 'FORMATS', 'LUNG_TEMPLATE', 'VIEWS', 'SPLITS', 'TRUTHS', '
            'siim_masks', 'film_key', 'add_truth', 'name_columns', 'years', 'finish_table', 'check_patients', 'load_row',
            'make_source', 'table_source', 'folder_source', 'find_folder', 'kermany_patient', 'pneumonia_source',
            'nih_table', 'nih_source', 'index_files', 'outlined_source', 'download', 'phantom_source', 'get_source',
-           'cache_key', 'FilmStore', 'fill_store', 'cached_parts', 'tell_faults', 'pick_width', 'get_films',
-           'need_lungs', 'read_all', 'source_arrays', 'augment_batch', 'let_go', 'UnpairedLoader', 'unpaired_loaders']
+           'cache_key', 'FilmStore', 'fill_store', 'cached_parts', 'tell_faults', 'pick_width', 'own_aspect',
+           'get_films', 'need_lungs', 'read_all', 'source_arrays', 'augment_batch', 'let_go', 'UnpairedLoader',
+           'unpaired_loaders']
 
 # %% ../nbs/01_data.ipynb #39c074eb
 import ast, gzip, hashlib, io, json, math, mmap, os, re, shutil, warnings, zipfile
@@ -908,7 +909,12 @@ class FilmStore:
     "One cache on disk: a file a part, a byte a row that says whether it is there (0: not yet, 1: yes, 2: can't be read), and the reasons."
     def __init__(self, folder:Path, n:int, height:int, width:int, parts):
         self.folder, self.faults = folder, folder/'faults.jsonl'
+        need, free = n*height*width*len(parts), shutil.disk_usage(folder).free
+        gone = [o for o in parts if not (folder/f'{o}.building.npy').is_file()]
+        if gone and need > free: # a full disk would kill the process in the middle of a write
+            raise LazysegError(f"The cache needs {need/2**20:,.0f} MiB and {folder} has {free/2**20:,.0f}. Make room, or set LAZYSEG_CACHE to a folder on a larger disk.")
         self.arrays, self.state = {o: self._open(o, (n, height, width)) for o in parts}, self._open('state', (n,))
+        if gone: self.state[:] = 0 # new, or killed while the files were given their names: what `state` says is not to be relied on
 
     def _open(self, name, shape):
         path = self.folder/f'{name}.building.npy'
@@ -948,7 +954,7 @@ def fill_store(store:FilmStore, source:Source, height:int, width:int, how:dict,
     rows, todo = source.table, np.flatnonzero(store.state == 0)
     def one(i, row):
         try: return i, source.read(row, height, width, **how), None
-        except LazysegError as e: return i, None, str(e)
+        except LazysegError as e: return i, None, str(e) if str(row.path) in str(e) else f"{row.path}: {e}"
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for start in progress(range(0, len(todo), 256), text=f'reading {len(todo):,} films'): # a few at a time, so that memory stays small
             some = todo[start:start+256]
@@ -983,9 +989,18 @@ def pick_width(source:Source, height:int, aspect:float|None) -> int:
     "The width that goes with a height: a multiple of 8, since generators halve films three times. Without an aspect, the median of 200 films."
     if aspect is None:
         rows = source.table.iloc[np.unique(np.linspace(0, len(source) - 1, 200).astype(int))]
-        aspect = float(np.median([f.shape[1]/f.shape[0] for r in rows.itertuples(index=False) for f in [source.load(r)['film']]])) if source.load else 1.
-    if not .2 <= aspect <= 5: raise LazysegError(f"aspect={aspect} is not the shape of a film: it is width through height.")
+        aspect = own_aspect(source, rows) if source.load else 1.
+    if not isinstance(aspect, (int, float)) or not .2 <= aspect <= 5: raise LazysegError(f"aspect={aspect} is not the shape of a film: it is width through height.")
     return max(8, round(height*aspect/8)*8)
+
+def own_aspect(source:Source, rows:pd.DataFrame) -> float:
+    "The median of width through height over those of the rows that can be read."
+    found = []
+    for row in rows.itertuples(index=False):
+        try: height, width = source.load(row)['film'].shape
+        except LazysegError: continue # named when all films are read
+        found.append(width/height)
+    return float(np.median(found)) if found else 1.
 
 def get_films(source:Source, # from `get_source`
               size:int, # height in pixels, a multiple of 8
@@ -996,7 +1011,7 @@ def get_films(source:Source, # from `get_source`
              ) -> Films:
     "All films of a source at one size, read through the cache."
     one_of('view', view, VIEWS), one_of('bad', bad, ('stop','skip'))
-    if size < 16 or size % 8: raise LazysegError(f"size={size} must be a multiple of 8, and 16 at least.")
+    if not isinstance(size, (int, np.integer)) or size < 16 or size % 8: raise LazysegError(f"size={size!r} must be a whole number, a multiple of 8, and 16 at least.")
     if view != 'film' and source.load is not None: need_lungs(source.table, view)
     width, how = pick_width(source, size, aspect), dict(view=view) | (dict(trim=True) if trim else {})
     if source.arrays is not None: parts, rows = source_arrays(source, size, width, how), slice(None)
@@ -1060,6 +1075,7 @@ def let_go(array:np.ndarray):
 class UnpairedLoader(DataLoader):
     "Batches of healthy and diseased films that have nothing to do with one another."
     def __init__(self, films, healthy, diseased, bs=8, augment='none', border='reflection', seed=0, shuffle=False, device=None):
+        if not isinstance(bs, (int, np.integer)) or bs < 1: raise LazysegError(f"batch_size={bs!r} must be a whole number, and 1 at least.")
         for name, rows in (('healthy',healthy), ('diseased',diseased)):
             if not len(rows): raise LazysegError(f"There is no {name} film to load: both domains are needed.")
         self.films, self.domains, self.seed, self.mix, self.epoch = films, (np.asarray(healthy), np.asarray(diseased)), seed, shuffle, 0
@@ -1082,7 +1098,7 @@ class UnpairedLoader(DataLoader):
     def create_batch(self, places):
         "Bytes of one batch from each domain, (B, 1, H, W) uint8."
         self.seen += 1
-        if self.seen % 64 == 0: let_go(self.films.film)
+        if self.seen % 8 == 0: let_go(self.films.film)
         return tuple(torch.from_numpy(np.ascontiguousarray(self.films.film[order[np.asarray(places)]]))[:,None] for order in self.order)
 
     def do_batch(self, places): return self.create_batch(list(places))
