@@ -126,7 +126,7 @@ def to_grey(image:Image.Image, # an opened picture
     if image.mode == 'F': raise LazysegError("holds fractions, so its white is not known: save it as 8 or 16 bit.")
     if image.format != 'MPO' and getattr(image, 'n_frames', 1) > 1: # a phone's MPO is one photograph and its preview
         raise LazysegError(f"holds {image.n_frames} pictures; a film is one. Save the one you want as a file of its own.")
-    white_is_zero = image.format == 'TIFF' and image.tag_v2.get(262) == 0 # Pillow turns these over itself, but for deep ones
+    white_is_zero = image.format == 'TIFF' and image.tag_v2.get(262, 0) == 0 # Pillow turns these over itself, but for deep ones
     image = ImageOps.exif_transpose(image)
     if image.mode in ('I;16','I;16B','I;16L','I;16N','I'): return 1 - deep_grey(image) if white_is_zero else deep_grey(image)
     if image.mode in ('P','PA','LA','RGBA','La','RGBa') or 'transparency' in image.info:
@@ -156,6 +156,8 @@ def read_dicom(path:str|Path):
 def dicom_grey(path:str|Path) -> np.ndarray: # (H, W) float32, 0..1
     "A DICOM film as brightness: rescaled, windowed, white on black, its pixels square."
     data = read_dicom(path)
+    extra = 0 if data.file_meta.TransferSyntaxUID.is_compressed else len(data.PixelData) - data.Rows*data.Columns*data.BitsAllocated//8
+    if extra > 2: raise LazysegError(f"holds {extra} bytes more than {data.Columns} x {data.Rows} pixels: its size is not what it says.") # or it would be read askew
     pixels = data.pixel_array
     if pixels.shape != (data.Rows, data.Columns): raise LazysegError(f"claims {data.Columns} x {data.Rows} pixels and holds {' x '.join(map(str, pixels.shape[::-1]))}.")
     if pixels.dtype.kind not in 'iu' or pixels.itemsize > 2: raise LazysegError("stores more than 16 bits a pixel, or fractions: not a radiograph.")
@@ -379,6 +381,7 @@ def make_view(parts:dict, # film (H, W) float 0..1; truth and lungs (H, W) bool 
     lungs = parts.get('lungs')
     if one_of('view', view, VIEWS) != 'film':
         if lungs is None: raise LazysegError(f"view={view!r} needs a lung mask and this film has none: choose films that have one, or view='film'.")
+        if not lungs.any(): raise LazysegError(f"view={view!r} needs a lung mask and this film's is empty: leave the film out, or use view='film'.")
         parts = parts | dict(film=level_lungs(parts['film'], lungs))
     if view == 'lungs': take, grid = None, pull_grid(lungs, height, width)
     elif view == 'aligned': take = lung_box(lungs, .04)

@@ -2,7 +2,7 @@
 
 An input is a valid file with something done to it: bits flipped, slices cut or doubled, numbers put to their extremes, a checksum
 mended so that the fault lies deeper, a cell of a table or a node of a JSON tree replaced. It passes when the reader gives a right
-result or raises a `LazysegError`. It fails on any other exception, a wrong shape or value, more than 10 seconds, more than 1 GB, a
+result or raises a `LazysegError`. It fails on any other exception, a wrong shape or value, more than 10 seconds (of processor time, or 200 by the clock), more than 1 GB, a
 process that dies, or a file written where none belongs.
 
 Inputs are made from (seed, target, number) alone, so a failure comes back by its number. To put something new under fire, decorate a
@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1])) # the checkout that this file lies in
 
 SECONDS, MEMORY = 10, 1 << 30
 TARGETS = {} # name -> (check, inputs, mutate)
@@ -437,15 +438,15 @@ def one_input(name, i, seed, scratch, measure=True):
     data = mutate(np.random.default_rng([seed, zlib.crc32(name.encode()), i]))
     before = measure and (resident(), peak(reset=True))[0]
     def late(*_): raise Hang(f'more than {SECONDS} s')
-    old = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    old = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS) # of processor time: what else the machine does is not the reader's fault
     try:
         check(data, folder)
         verdict = 'right', ''
     except LazysegError as e: verdict = ('refused', str(e)) if len(str(e)) < 3000 else ('endless message', str(e)[:300])
     except Hang as e: verdict = 'hang', str(e)
     except Exception as e: verdict = type(e).__name__, ''.join(traceback.format_exception(e)[-3:])
-    finally: signal.setitimer(signal.ITIMER_REAL, 0); signal.signal(signal.SIGALRM, old)
+    finally: signal.setitimer(signal.ITIMER_PROF, 0); signal.signal(signal.SIGPROF, old)
     if measure and peak() - before > MEMORY: return 'memory', f'{(peak() - before) >> 20} MiB'
     return verdict
 
@@ -453,18 +454,30 @@ def one_input(name, i, seed, scratch, measure=True):
 def listing(folder): return {str(p.relative_to(folder)) for p in Path(folder).rglob('*')}
 
 
-def work(name, first, last, seed, scratch):
-    "In a process of its own: a line of JSON an input."
-    warnings.simplefilter('ignore')
-    import lazyseg.data # so that its own memory does not count
-    from lazyseg.data import read_film
+def work(name, first, last, seed, scratch, out):
+    "In a process of its own: a line of JSON when an input starts and one when it is done."
+    say = lambda **o: (out.write(json.dumps(o) + '\n'), out.flush())
     for i in range(first, last):
-        print(json.dumps(dict(start=i)), flush=True)
+        say(start=i)
         before = listing(scratch)
         verdict, detail = one_input(name, i, seed, scratch)
         new = {o for o in listing(scratch) - before if not o.startswith(('in', 'cache'))}
         if new: verdict, detail = 'file written elsewhere', ', '.join(sorted(new))
-        print(json.dumps(dict(i=i, verdict=verdict, detail=detail)), flush=True)
+        say(i=i, verdict=verdict, detail=detail)
+
+
+def start_worker(name, i, last, seed, scratch):
+    "A child of this process, which has imported everything already: its number."
+    child = os.fork()
+    if child: return child
+    try:
+        os.environ |= dict(HOME=f'{scratch}/home', LAZYSEG_CACHE=f'{scratch}/cache', TMPDIR=scratch)
+        os.chdir(f'{scratch}/work')
+        err = os.open(f'{scratch}/err', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(err, 1); os.dup2(err, 2)
+        with open(f'{scratch}/out', 'w') as out: work(name, i, last, seed, scratch, out)
+    except BaseException: traceback.print_exc(); sys.stderr.flush(); os._exit(1)
+    os._exit(0)
 
 
 def run_target(name, first, last, seed):
@@ -472,24 +485,21 @@ def run_target(name, first, last, seed):
     found, i = [], first
     with tempfile.TemporaryDirectory() as scratch:
         for o in ('home', 'work'): Path(scratch, o).mkdir()
-        env = os.environ | dict(HOME=f'{scratch}/home', LAZYSEG_CACHE=f'{scratch}/cache', TMPDIR=scratch, PYTHONPATH=os.pathsep.join([str(Path(__file__).resolve().parents[1])] + sys.path))
+        out = Path(scratch, 'out')
+        for o in (out, Path(scratch, 'err')): o.touch()
         while i < last:
-            out = Path(scratch, 'work', 'out')
-            with open(out, 'w') as f, open(Path(scratch, 'work', 'err'), 'w') as err:
-                process = subprocess.Popen([sys.executable, str(Path(__file__).resolve()), '--work', name, str(i), str(last), str(seed), scratch], stdout=f, stderr=err, env=env, cwd=f'{scratch}/work')
-                size, still = -1, time.monotonic()
-                while process.poll() is None: # a hang inside C code does not hear the alarm
-                    time.sleep(.2)
-                    if (now := out.stat().st_size) != size: size, still = now, time.monotonic()
-                    if time.monotonic() - still > (60 if size else 600): process.kill() # importing takes its time
+            out.write_text('')
+            child, size, still = start_worker(name, i, last, seed, scratch), 0, time.monotonic()
+            while not (ended := os.waitpid(child, os.WNOHANG))[0]: # a hang inside C code does not hear the alarm
+                time.sleep(.1)
+                if (now := out.stat().st_size) != size: size, still = now, time.monotonic()
+                if time.monotonic() - still > 20*SECONDS: os.kill(child, signal.SIGKILL)
             lines = [json.loads(o) for o in out.read_text().splitlines() if o.endswith('}')]
             done = [o for o in lines if 'verdict' in o]
             found += done
             i = done[-1]['i'] + 1 if done else i
             if i < last:
-                reason = Path(scratch, 'work', 'err').read_text().strip()[-600:]
-                if not lines: raise SystemExit(f'{name}: the worker does not start: {reason}')
-                found.append(dict(i=i, verdict='died', detail=f'exit {process.returncode} {reason}'))
+                found.append(dict(i=i, verdict='died', detail=f"status {ended[1]} {Path(scratch, 'err').read_text().strip()[-600:]}"))
                 i += 1
     return found
 
@@ -500,9 +510,9 @@ def main():
     ask.add_argument('--at', type=int, help='one input of it, here and with its traceback')
     ask.add_argument('--share', type=float, default=1., help='of the inputs')
     ask.add_argument('--seed', type=int, default=0)
-    ask.add_argument('--work', nargs=5, help=argparse.SUPPRESS)
     ask = ask.parse_args()
-    if ask.work: return work(ask.work[0], *map(int, ask.work[1:4]), ask.work[4])
+    warnings.simplefilter('ignore')
+    import lazyseg.data # so that its own memory and time do not count
     if ask.at is not None:
         with tempfile.TemporaryDirectory() as scratch:
             os.environ['LAZYSEG_CACHE'] = f'{scratch}/cache'
