@@ -182,7 +182,11 @@ def mutate_of(hurt, *kinds): return lambda rng: hurt(rng.choice(np.array(of_kind
 
 
 @target('png', 1000, mutate_of(hurt_png, 'PNG'))
-def _png(data, folder): read_picture(data, folder, 'film.png', (int.from_bytes(data[20:24], 'big'), int.from_bytes(data[16:20], 'big')))
+def _png(data, folder):
+    from lazyseg.data import read_film
+    read_picture(data, folder, 'film.png')
+    sizes = [(int.from_bytes(b[4:8], 'big'), int.from_bytes(b[:4], 'big')) for k, b in chunks_of(data) if k == b'IHDR']
+    assert sorted(read_film(folder/'film.png').shape) in map(sorted, sizes), sizes
 
 
 def header_first(data, rng): return hurt_bytes(data, rng, upto=int(rng.choice([100, 400, 10**6])))

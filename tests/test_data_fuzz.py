@@ -14,7 +14,7 @@ from lazyseg.core import LazysegError
 from lazyseg.data import check_patients, choose_domains, coco_runs, draw_shapes, film_key, finish_table, query_labels, set_split, split_patients, years
 
 FEW = 6
-quick = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +55,8 @@ def test_the_runner_sees_what_it_should(monkeypatch, tmp_path):
         if data == 2: assert False, 'wrong shape'
         if data == 3:
             while True: pass
-        if data == 4: np.ones(160 << 20, np.float64)
-    monkeypatch.setattr(fuzz, 'SECONDS', .3)
+        if data == 4: np.ones(10 << 20, np.float64)
+    monkeypatch.setattr(fuzz, 'SECONDS', .3); monkeypatch.setattr(fuzz, 'MEMORY', 40 << 20)
     monkeypatch.setattr(fuzz, 'TARGETS', {str(i): (broken, 1, lambda rng, i=i: i) for i in range(6)})
     assert [fuzz.one_input(str(i), 0, 0, tmp_path)[0] for i in range(6)] == ['refused', 'KeyError', 'AssertionError', 'hang', 'memory', 'right']
 
