@@ -7,6 +7,7 @@ __all__ = ['COLOURS', 'shortcut_auroc', 'shortcut_table', 'film_hashes', 'near_d
            'find_faults', 'count_labels', 'open_films', 'audit', 'draw_audit']
 
 # %% ../nbs/01a_audit.ipynb #cc4420d6
+import os
 import textwrap
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,7 @@ def look_at_files(source:Source, # with `root`, or `load`
         return dict(row=i, width=film.shape[1], height=film.shape[0], mean=film.mean(), spread=film.std(), dark=1 - (r - l)*(b - t)/film.size, fault='')
     rows = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
     if source.root is not None:
-        rows = np.union1d(rows, np.flatnonzero([not (source.root/o).is_file() for o in source.table.path]))
+        rows = np.union1d(rows, np.flatnonzero([not os.path.isfile(source.root/o) for o in source.table.path]))
     with ThreadPoolExecutor() as pool: return pd.DataFrame(list(progress(pool.map(look, rows), total=len(rows), text='opening films')))
 
 def look_at_arrays(films:Films) -> pd.DataFrame: # as `look_at_files`

@@ -8,12 +8,12 @@ __all__ = ['BIGGEST', 'FORMATS', 'LUNG_TEMPLATE', 'VIEWS', 'SPLITS', 'BIGGEST_TE
            'Source', 'Films', 'full_scale', 'deep_grey', 'to_grey', 'read_dicom', 'dicom_grey', 'look_up',
            'dicom_shades', 'dicom_range', 'square_shape', 'read_picture', 'read_film', 'is_dicom', 'resize', 'to_bytes',
            'inside_box', 'lung_box', 'crop_box', 'level_lungs', 'box_grid', 'template_row', 'template_region',
-           'two_lungs', 'lung_edges', 'pull_grid', 'make_view', 'follow', 'trim_box', 'label_sets', 'query_labels',
-           'choose_domains', 'patient_hash', 'split_patients', 'deal', 'official_split', 'set_split', 'run_mask',
-           'draw_shape', 'draw_shapes', 'siim_runs', 'coco_runs', 'read_text', 'read_csv', 'nih_boxes', 'rsna_boxes',
-           'vindr_boxes', 'chestxdet_polygons', 'chexlocalize_runs', 'siim_masks', 'read_truth', 'film_key', 'only_one',
-           'add_truth', 'name_columns', 'pick_rows', 'years', 'finish_table', 'check_patients', 'load_row',
-           'stored_shape', 'make_source', 'table_source', 'folder_source', 'find_folder', 'kermany_patient',
+           'two_lungs', 'lung_edges', 'pull_grid', 'make_view', 'follow', 'trim_box', 'brief', 'label_sets',
+           'query_labels', 'choose_domains', 'patient_hash', 'split_patients', 'deal', 'official_split', 'set_split',
+           'run_mask', 'draw_shape', 'draw_shapes', 'siim_runs', 'coco_runs', 'read_text', 'read_csv', 'nih_boxes',
+           'rsna_boxes', 'vindr_boxes', 'chestxdet_polygons', 'chexlocalize_runs', 'siim_masks', 'read_truth',
+           'film_key', 'only_one', 'add_truth', 'name_columns', 'pick_rows', 'years', 'finish_table', 'check_patients',
+           'load_row', 'stored_shape', 'make_source', 'table_source', 'folder_source', 'find_folder', 'kermany_patient',
            'pneumonia_source', 'nih_table', 'nih_source', 'index_files', 'outlined_source', 'download',
            'phantom_source', 'get_source', 'cache_key', 'FilmStore', 'fill_store', 'cached_parts', 'tell_faults',
            'pick_width', 'own_aspect', 'get_films', 'need_lungs', 'read_all', 'source_arrays', 'augment_batch',
@@ -429,6 +429,11 @@ def trim_box(film:np.ndarray, # (H, W) 0..1
     return tuple(box)
 
 # %% ../nbs/01_data.ipynb #fee0732a
+def brief(text, most:int=100) -> str:
+    "What a user gave, quoted, and cut where it would fill the screen."
+    text = repr(text)
+    return text if len(text) <= most else f'{text[:most]} ...'
+
 def label_sets(labels:pd.Series, # '|'-joined findings
               ) -> list: # of sets, lower case
     "The findings of each film as a set."
@@ -443,11 +448,11 @@ def query_labels(labels:pd.Series, # '|'-joined findings, a film a row
     wanted, unwanted = terms(wanted), terms(unwanted)
     sets = label_sets(labels)
     known = set().union(*sets)
-    if not wanted and not unwanted: raise LazysegError(f"The query {query!r} names no label.")
+    if not wanted and not unwanted: raise LazysegError(f"The query {brief(query)} names no label.")
     for term in sorted((wanted | unwanted) - known):
         near = get_close_matches(term, known, 1)
-        raise LazysegError(f"No film carries the label {term!r}" + (f" (did you mean {near[0]!r}?)" if near else '') +
-                           f". The labels here: {', '.join(sorted(known)[:40])}.")
+        raise LazysegError(f"No film carries the label {brief(term)}" + (f" (did you mean {brief(near[0])}?)" if near else '') +
+                           f". The labels here: {', '.join(o[:50] for o in sorted(known)[:40])}.")
     return np.array([(not wanted or bool(s & wanted)) and not (s & unwanted) for s in sets], dtype=bool)
 
 # %% ../nbs/01_data.ipynb #921e4597
@@ -458,9 +463,9 @@ def choose_domains(table:pd.DataFrame, # with a column `labels`
     "Turn labels into two domains by two queries."
     sick, well = query_labels(table.labels, diseased), query_labels(table.labels, healthy)
     both = int((sick & well).sum())
-    if both: raise LazysegError(f"{both} films are both {diseased!r} and {healthy!r}: narrow one, such as 'without {diseased}'.")
+    if both: raise LazysegError(f"{both} films are both {brief(diseased)} and {brief(healthy)}: narrow one, such as {brief(f'without {diseased}')}.")
     for name, chosen in ((diseased, sick), (healthy, well)):
-        if not chosen.any(): raise LazysegError(f"No film is {name!r}: a domain can't be empty.")
+        if not chosen.any(): raise LazysegError(f"No film is {brief(name)}: a domain can't be empty.")
     return table.assign(diseased=sick)[sick | well].reset_index(drop=True)
 
 # %% ../nbs/01_data.ipynb #980d20b5
@@ -510,7 +515,7 @@ def official_split(table:pd.DataFrame, # with `split` and `patient`
     "The table's own split, refused with numbers when a patient is in two parts of it."
     named = table.split.astype(str).str.strip().str.lower()
     unknown = sorted(set(named) - set(SPLITS))
-    if unknown: raise LazysegError(f"The split names {', '.join(map(repr, unknown))} are not known. Use train, valid and test, or split='patients'.")
+    if unknown: raise LazysegError(f"The split names {', '.join(map(brief, unknown[:10]))} are not known. Use train, valid and test, or split='patients'.")
     split = named.map(SPLITS)
     spread = split.groupby(table.patient.astype(str)).nunique()
     if (spread > 1).any():
@@ -753,11 +758,11 @@ def pick_rows(table:pd.DataFrame,
              ) -> pd.DataFrame:
     "The rows that a condition keeps. It compares columns with values and does nothing else: pandas' own queries could call functions, and so write files."
     try: odd = [o for o in ast.walk(ast.parse(re.sub('`[^`]*`', 'column', where.strip()), mode='eval')) if not isinstance(o, PLAIN)]
-    except Exception as e: raise LazysegError(f"where={where!r} doesn't work on this table: it can't be read ({type(e).__name__}).") from e
-    if odd: raise LazysegError(f"where={where!r} does more than compare columns with values ({type(odd[0]).__name__}). Allowed are ==, !=, <, >, in, and, or, not.")
+    except Exception as e: raise LazysegError(f"where={brief(where)} doesn't work on this table: it can't be read ({type(e).__name__}).") from e
+    if odd: raise LazysegError(f"where={brief(where)} does more than compare columns with values ({type(odd[0]).__name__}). Allowed are ==, !=, <, >, in, and, or, not.")
     try: kept = table.query(where, engine='python')
-    except Exception as e: raise LazysegError(f"where={where!r} doesn't work on this table: {e}. Its columns: {', '.join(map(str, table))}.") from e
-    if not len(kept): raise LazysegError(f"where={where!r} leaves no film.")
+    except Exception as e: raise LazysegError(f"where={brief(where)} doesn't work on this table: {str(e)[:200]}. Its columns: {', '.join(map(str, table))}.") from e
+    if not len(kept): raise LazysegError(f"where={brief(where)} leaves no film.")
     return kept
 
 # %% ../nbs/01_data.ipynb #da8b3646
@@ -794,8 +799,9 @@ def check_patients(table:pd.DataFrame) -> pd.DataFrame:
     for name in ('path', *(['patient'] if 'patient' in table else [])):
         none = table[name].isna() | (table[name].astype(str).str.strip() == '')
         if none.any(): raise LazysegError(f"{int(none.sum())} rows have no {name}, the first is row {none.to_numpy().argmax()}: fill them in or drop them.")
-    twice = table.path.duplicated()
-    if twice.any(): raise LazysegError(f"{int(twice.sum())} films are listed twice, the first is {table.path[twice].iloc[0]}: drop the doubles.")
+    twice, torn = table.path.duplicated(), table.path.astype(str).str.contains('\0', regex=False)
+    if twice.any(): raise LazysegError(f"{int(twice.sum())} films are listed twice, the first is {brief(table.path[twice].iloc[0])}: drop the doubles.")
+    if torn.any(): raise LazysegError(f"{int(torn.sum())} paths hold a zero byte, the first is {brief(table.path[torn].iloc[0])}: the table is damaged.")
     if 'patient' in table: return table.assign(patient=table.patient.astype(str).str.strip()) # 'p1 ' is p1, or he would be in two parts
     warnings.warn("No column for 'patient': every film is taken for a patient of its own. If patients have several films, name the column.")
     return table.assign(patient=table.path.astype(str))
@@ -989,7 +995,7 @@ def cache_key(source:Source, height:int, width:int, how:dict) -> str:
         for name in ('path','truth','lungs'):
             if getattr(row, name, ''):
                 try: stat = os.stat(source.root/getattr(row, name))
-                except OSError: continue # a missing film is reported when it is read
+                except (OSError, ValueError): continue # a missing film is reported when it is read
                 key.update(f'{stat.st_size} {stat.st_mtime_ns}'.encode())
     return key.hexdigest()
 
