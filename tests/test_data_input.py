@@ -145,6 +145,15 @@ class TestTables:
         table = table_of(tmp_path).assign(patient=['p1', 'p2', 'p1 ', 'p2', ' p1', 'p2', 'p1', 'p3', 'p4', 'p5', 'p6', 'p7'])
         assert get_source('table', table, root=tmp_path).table.patient.nunique() == 7
 
+    def test_a_damaged_path_is_named_and_a_long_one_cut(self, tmp_path):
+        "Found by tests/fuzz.py: a zero byte stopped the cache with a ValueError, and a cell of 5,000 letters filled the screen."
+        table = table_of(tmp_path)
+        with pytest.raises(LazysegError, match='zero byte'): get_source('table', table.assign(path=['a\0.png', *table.path[1:]]), root=tmp_path)
+        with pytest.raises(LazysegError, match='listed twice') as e: get_source('table', table.assign(path='x'*5000), root=tmp_path)
+        assert len(str(e.value)) < 300
+        with pytest.raises(LazysegError, match='carries the label') as e: get_source('table', table, root=tmp_path, disease='y'*5000)
+        assert len(str(e.value)) < 600
+
     @pytest.mark.parametrize('between', [';', '\t', ','])
     def test_tables_as_excel_writes_them(self, tmp_path, between):
         table_of(tmp_path).assign(note='Bürger').to_csv(tmp_path/'t.csv', index=False, sep=between, encoding='utf-8-sig')
