@@ -94,6 +94,23 @@ def test_loaders_keep_to_their_part():
         assert dealt and {films.table.split[i] for i in dealt} == {part}
 
 
+def test_the_diseased_are_diseased(tmp_path):
+    "Of three sick films among nine, by their name and by their pixels."
+    for i in range(9): picture(tmp_path/f'{i}.png', i); Image.fromarray(np.full((40, 32), 200 if i < 3 else 60, np.uint8)).save(tmp_path/f'{i}.png')
+    table = pd.DataFrame(dict(path=[f'{i}.png' for i in range(9)], patient=range(9), labels=['Edema']*3 + ['No Finding']*6))
+    films = get_films(get_source('table', table, 'Edema', root=tmp_path), 16)
+    assert films.table.labels[films.table.diseased].tolist() == ['Edema']*3
+    assert (films.diseased.film == 200).all() and (films.healthy.film == 60).all() and len(films.healthy) == 6
+
+
+def test_resizing_averages_all_that_it_covers():
+    rng = np.random.default_rng(0)
+    image = rng.random((256, 256)).astype(np.float32)
+    small = data.resize(image, 16, 16)
+    assert small.std() < 2*image.std()/16 # 256 pixels and more go into each: their noise goes down by 16
+    assert np.abs(data.resize(np.tile([0., 1.], (128, 64)), 32, 32)[4:-4, 4:-4] - .5).max() < .02
+
+
 def test_without_means_without():
     labels = pd.Series(['Edema', 'Edema|Effusion', 'No Finding', 'Effusion'])
     assert query_labels(labels, 'Edema without Effusion').tolist() == [True, False, False, False]
