@@ -984,7 +984,7 @@ def get_source(name:str, /, # one of SOURCES
     return SOURCES[one_of('source', name, SOURCES)](data, disease=disease, **how)
 
 # %% ../nbs/01_data.ipynb #77d171ac
-CACHE_VERSION = 3 # raise it when the pixels of a cached film would change
+CACHE_VERSION = 4 # raise it when the pixels of a cached film would change
 PARTS = dict(film=('film',), truth=('truth','shapes'), lungs=('lungs',)) # part -> columns that give it
 
 def cache_key(source:Source, height:int, width:int, how:dict) -> str:
