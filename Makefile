@@ -2,7 +2,7 @@
 #   make reproduce                      one disease on the phantom, from the CT to a report
 #   make reproduce DISEASE=hernia METHOD=paper PROFILE=smoke SOURCE=table DATA=films.csv
 #   make report                         every disease, the paper's method and lazyseg, 64 and 128 px, and one report over them; resumes
-#   make report DISEASES="edema hernia" METHODS=lazyseg SIZES=64 PROFILE=cpu SOURCE=table DATA=films.csv CREDIT="whose films, which licence"
+#   make report DISEASES="edema hernia" METHODS=lazyseg SIZES=64 PROFILE=cpu SOURCE=table DATA=films.csv CREDIT="whose films, which licence" PICTURES=yes
 #   make test | test-latest | lab | docs | bench | benchmark | ablation | readme | clean
 
 PYTHON  ?= python3
@@ -20,6 +20,7 @@ VIEW    ?= film
 EPOCHS  ?= 0
 OUT     ?= reports
 CREDIT  ?=
+PICTURES ?= yes
 # of `make report`; no sizes: 64 and 128, or 32 for the profile smoke
 DISEASES ?= pneumonia edema emphysema hernia
 METHODS  ?= paper lazyseg
@@ -48,7 +49,7 @@ reproduce: setup
 # A run that is there is kept, a stopped one goes on, one that fails is named at the end and makes the exit code 1.
 report: setup
 	python -m lazyseg.report --diseases "$(DISEASES)" --methods "$(METHODS)" --sizes "$(SIZES)" --source "$(SOURCE)" --data "$(DATA)" \
-	  --where "$(WHERE)" --view "$(VIEW)" --credit "$(CREDIT)" --profile "$(PROFILE)" --epochs $(EPOCHS) --seed $(SEED) --out "$(OUT)"
+	  --where "$(WHERE)" --view "$(VIEW)" --credit "$(CREDIT)" --profile "$(PROFILE)" --epochs $(EPOCHS) --seed $(SEED) --out "$(OUT)" $(if $(filter no No False false,$(PICTURES)),--no-pictures)
 
 test: setup
 	bash tests/run.sh

@@ -2,7 +2,8 @@
 
 It measures the time to index them, to fill the cache (and to find it filled), the resident memory of a process that trains from it
 against one that trains on a tenth of the films, and the loader's share of a training step. Asked for: memory that does not grow with
-the data set, and a loader below 5% of a step."""
+the data set, and a loader below 5% of a step. With `--keep FOLDER` films and cache stay there, and a second call goes on where the first
+was stopped."""
 import argparse
 import io
 import os
@@ -25,7 +26,8 @@ def write_films(root, n, side=96):
         Image.fromarray(rng.integers(0, 255, (12, 12), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC).save(f, 'PNG')
         coded.append(f.getvalue())
     lines = ['Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position']
-    for k in range(12): (root/f'images_{k + 1:03}'/'images').mkdir(parents=True)
+    if (root/'Data_Entry_2017.csv').is_file(): return # written by an earlier call
+    for k in range(12): (root/f'images_{k + 1:03}'/'images').mkdir(parents=True, exist_ok=True)
     for i in range(n):
         name = f'{i//4:08}_{i % 4:03}.png'
         (root/f'images_{i*12//n + 1:03}'/'images'/name).write_bytes(coded[i % 500])
@@ -76,38 +78,57 @@ def loader_share(folder, steps=12):
     return np.median(loading)*1e3, np.median(clock.times)*1e3, torch.get_num_threads()
 
 
+def count_reads(source):
+    "How many films are read from their files from now on: a list that grows."
+    load, read = source.load, []
+    source.load = lambda row: (read.append(1), load(row))[1]
+    return read
+
+
+def measure(home, total):
+    from lazyseg.data import get_films, get_source
+    memory = []
+    for n in (total//10, total):
+        folder = Path(home, f'films-{n}')
+        start = time.perf_counter(); write_films(folder, n); print(f'{n:,} films written in {time.perf_counter() - start:.0f} s', flush=True)
+        start, cpu = time.perf_counter(), time.process_time()
+        source = get_source('nih', folder, 'Edema', healthy='without Edema')
+        print(f'  index and split {time.perf_counter() - start:.1f} s, of the processor {time.process_time() - cpu:.1f}', flush=True)
+        read = count_reads(source)
+        start, cpu = time.perf_counter(), time.process_time()
+        get_films(source, 64); build, cpu = time.perf_counter() - start, time.process_time() - cpu
+        start, cpu2 = time.perf_counter(), time.process_time()
+        get_films(source, 64); again = time.perf_counter() - start
+        print(f'  cache: {len(read):,} films read in {build:.0f} s, of the processor {cpu:.0f} ({len(read)/cpu:.0f} films a second); found again in {again:.1f} s, of the processor {time.process_time() - cpu2:.1f}', flush=True)
+        out = subprocess.run([sys.executable, __file__, '--memory', str(folder), '--batches', '2000'], capture_output=True, text=True)
+        if 'MEMORY' not in out.stdout: sys.exit(out.stderr[-2000:])
+        memory.append([float(o) for o in out.stdout.split('MEMORY')[1].split()])
+        n, size, own, mapped, own_after, mapped_after = memory[-1]
+        print(f'  training process, arrays of {size:.0f} MiB: own memory {own:.0f} MiB, after 2,000 batches {own_after:.0f}; mapped from files {mapped:.0f}, after {mapped_after:.0f}', flush=True)
+    grown = (memory[1][4] + memory[1][5]) - (memory[0][4] + memory[0][5])
+    print(f'ten times the films ({memory[1][1] - memory[0][1]:.0f} MiB more of arrays) cost {grown:.0f} MiB more resident memory')
+    load, step, threads = loader_share(folder)
+    print(f'loader {load:.2f} ms, training step {step:.0f} ms ({threads} threads): {100*load/(load + step):.1f}%')
+    ok = load < .05*(load + step) and grown < .25*(memory[1][1] - memory[0][1])
+    print('as asked for' if ok else 'NOT as asked for')
+    return 0 if ok else 1
+
+
 def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument('--films', type=int, default=112120)
+    ask.add_argument('--keep', help='folder for films and cache; it is not removed')
     ask.add_argument('--memory', help=argparse.SUPPRESS)
     ask.add_argument('--batches', type=int, default=0, help=argparse.SUPPRESS)
     ask = ask.parse_args()
     warnings.simplefilter('ignore')
     if ask.memory: return train_memory(ask.memory, ask.batches)
+    if ask.keep:
+        os.environ['LAZYSEG_CACHE'] = f'{ask.keep}/cache'
+        return measure(ask.keep, ask.films)
     with tempfile.TemporaryDirectory() as home:
         os.environ['LAZYSEG_CACHE'] = f'{home}/cache'
-        from lazyseg.data import get_films, get_source
-        memory = []
-        for n in (ask.films//10, ask.films):
-            folder = Path(home, f'films-{n}')
-            start = time.perf_counter(); write_films(folder, n); print(f'{n:,} films written in {time.perf_counter() - start:.0f} s')
-            start = time.perf_counter(); source = get_source('nih', folder, 'Edema', healthy='without Edema'); index = time.perf_counter() - start
-            start, cpu = time.perf_counter(), time.process_time()
-            get_films(source, 64); build, cpu = time.perf_counter() - start, time.process_time() - cpu
-            start = time.perf_counter(); get_films(source, 64); again = time.perf_counter() - start
-            print(f'  index and split {index:.1f} s; cache {build:.0f} s ({n/build:.0f} films/s; {n/cpu:.0f} a second of processor time); found again in {again:.1f} s')
-            out = subprocess.run([sys.executable, __file__, '--memory', str(folder), '--batches', '2000'], capture_output=True, text=True)
-            if 'MEMORY' not in out.stdout: sys.exit(out.stderr[-2000:])
-            memory.append([float(o) for o in out.stdout.split('MEMORY')[1].split()])
-            n, size, own, mapped, own_after, mapped_after = memory[-1]
-            print(f'  training process, arrays of {size:.0f} MiB: own memory {own:.0f} MiB, after 2,000 batches {own_after:.0f}; mapped from files {mapped:.0f}, after {mapped_after:.0f}')
-        grown = (memory[1][4] + memory[1][5]) - (memory[0][4] + memory[0][5])
-        print(f'ten times the films ({memory[1][1] - memory[0][1]:.0f} MiB more of arrays) cost {grown:.0f} MiB more resident memory')
-        load, step, threads = loader_share(folder)
-        print(f'loader {load:.2f} ms, training step {step:.0f} ms ({threads} threads): {100*load/(load + step):.1f}%')
-        ok = load < .05*(load + step) and grown < .25*(memory[1][1] - memory[0][1])
-        print('as asked for' if ok else 'NOT as asked for')
-        return 0 if ok else 1
+        return measure(home, ask.films)
 
 
 if __name__ == '__main__': sys.exit(main())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['perfect_map', 'log_jacobian', 'channels', 'figure_channels', 'outline_of', 'kept_examples']
 
-# %% ../nbs/07_displacement.ipynb #83321ea8
+# %% ../nbs/07_displacement.ipynb #d06b04f0
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from .core import LazysegError
 
-# %% ../nbs/07_displacement.ipynb #0de0b15f
+# %% ../nbs/07_displacement.ipynb #5d40884f
 def perfect_map(film, twin, # uint8 (N, H, W): film, and the same patient without the disease
                ) -> np.ndarray: # (N, H, W) float32, 0..1
     "The difference map of a generator that makes no mistake."
     return np.abs(np.asarray(film, np.float32) - np.asarray(twin, np.float32))/255
 
-# %% ../nbs/07_displacement.ipynb #c1867289
+# %% ../nbs/07_displacement.ipynb #75651e55
 def log_jacobian(flow:Tensor, # (B, 2, H, W), displacement x and y in pixels
                  least:float=.05, # smaller areas, and folds, count as this much
                 ) -> Tensor: # (B, H, W), 0 where nothing is squeezed or stretched
@@ -28,7 +28,7 @@ def log_jacobian(flow:Tensor, # (B, 2, H, W), displacement x and y in pixels
     area = (1 + along_x[:, 0])*(1 + along_y[:, 1]) - along_x[:, 1]*along_y[:, 0]
     return area.clamp(min=least).log()
 
-# %% ../nbs/07_displacement.ipynb #17d5471f
+# %% ../nbs/07_displacement.ipynb #aef3ba31
 def channels(counterpart, # from a generator with the head `warp` or `move`
             ) -> dict: # intensity (-1..1), displacement (pixels), log_jacobian; each (B, H, W)
     "What a generator added, moved and squeezed."
@@ -37,7 +37,7 @@ def channels(counterpart, # from a generator with the head `warp` or `move`
     added = torch.zeros_like(c.flow[:, 0]) if c.delta is None else (c.mask*c.delta)[:, 0]
     return dict(intensity=added, displacement=c.flow.norm(dim=1), log_jacobian=log_jacobian(c.flow))
 
-# %% ../nbs/07_displacement.ipynb #a9e6b864
+# %% ../nbs/07_displacement.ipynb #452413e9
 def figure_channels(film, # (N, H, W) uint8 or 0..1
                     counterpart, # (N, H, W) 0..1
                     parts:dict, # from `channels`
@@ -62,7 +62,7 @@ def figure_channels(film, # (N, H, W) uint8 or 0..1
 def outline_of(ax, truth): # (H, W), drawn if there is any
     if np.any(truth): ax.contour(np.asarray(truth, float), [.5], colors='#56B4E9', linewidths=1.2)
 
-# %% ../nbs/07_displacement.ipynb #c44d04fc
+# %% ../nbs/07_displacement.ipynb #0e8c5350
 def kept_examples(run, # folder of an ablation run, from the project's root
                  ): # dict of arrays, see `lazyseg.ablation.examples`
     "The example films that a run of `ablate.ipynb` kept."

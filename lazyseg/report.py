@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from .cli import train
-from .core import LazysegError, one_of, project_root, whole_file
+from .core import LazysegError, forget_place, one_of, project_root, whole_file
 from .data import Films, Source, resize, to_bytes
 from .evaluation import COLUMNS, as_text, dice
 from .phantom import render
@@ -83,8 +83,8 @@ def keep_examples(folder:Path, # the run's folder
     return dict(rule=rule, points=list(points), films=about)
 
 def forget_pictures(folder:Path):
-    "Remove what an earlier run left in a folder whose films are not to be shown."
-    for name in ('examples.npz', 'figures/cases.png', 'figures/example.png'): (Path(folder)/name).unlink(missing_ok=True)
+    "Remove the pictures of films that an earlier run left, so that none outlives a change of the settings."
+    for name in ('examples.npz', 'figures/films.png', 'figures/cases.png', 'figures/example.png'): (Path(folder)/name).unlink(missing_ok=True)
 
 # %% ../nbs/make_report.ipynb #441b2b6a
 @dataclass
@@ -215,7 +215,7 @@ def table_row(run:Run, kind:str, name:str) -> dict:
     cells = dict(disease=run.disease, size=f'{run.size} px', method=name) | {'printed in the paper': '' if printed is None else f'{printed:.2f}',
              "the paper's accuracy, here": as_text(r.get('paper_accuracy'), 1)}
     cells |= {COLUMNS[c]: as_text(r.get(c), 3 if c == 'marked_healthy' else 2) for c in HONEST}
-    return cells | {'test films': f"{r['about']['diseased']} diseased, {r['about']['healthy']} healthy", 'patients': r['about']['patients'],
+    return cells | {'test films': f"{r['about']['diseased']} diseased, {r['about']['healthy']} healthy", 'patients': str(r['about']['patients']),
                     'run': '' if kind == 'empty mask' else f"{run.metrics['settings']['profile']}, {run.metrics['epochs']} epochs, seed {run.metrics['settings']['seed']}"}
 
 # %% ../nbs/make_report.ipynb #f6fd471b
@@ -274,7 +274,7 @@ def show_figure(number:int, runs:list, # see `figure_paper`
     fig = figure_paper(number, runs, methods) if yes_or_no('pictures', pictures) else None
     if fig is not None: display(Image(save_figure(folder, f'figure-{number}', fig)))
     else: (Path(folder)/'figures'/f'figure-{number}.png').unlink(missing_ok=True)
-    display(Markdown(caption_paper(number, runs, methods)))
+    display(Markdown(('' if yes_or_no('pictures', pictures) else 'Pictures are left out.\n\n') + caption_paper(number, runs, methods)))
 
 def write_report(folder:Path, runs:list, wanted, methods=('paper', 'lazyseg')) -> Path:
     "Write `table.csv`, and `report.json` with the captions, the runs and what is missing."
@@ -318,7 +318,7 @@ def run_all(plan:list, # from `plan_runs`
         say(f'{i + 1} of {len(plan)}: {name}')
         try: train(progress, **parameters | dict(disease=s.disease, method=s.method, size=s.size))
         except Exception as e: # whatever stopped this one, a dead kernel too: the next may do well
-            failed[name] = str(e) or type(e).__name__
+            failed[name] = str(e) if isinstance(e, LazysegError) else f'{type(e).__name__}: {e}'
             say(f'{name} FAILED: {failed[name]}')
     return failed
 
@@ -336,16 +336,15 @@ def run_report(source:str='phantom', out:str='reports', diseases=DISEASES, metho
     try: papermill.execute_notebook(str(notebook), str(running), given, cwd=str(project_root()), kernel_name='python3', progress_bar=progress)
     except papermill.PapermillExecutionError as e:
         raise LazysegError(f"The report stopped: {e.ename}: {e.evalue}\nThe notebook as far as it came: {running}") from e
-    text = running.read_text(encoding='utf-8').replace(f'{project_root()}/', '') # a report names no path of this machine
-    with whole_file(folder/'report.ipynb') as p: p.write_text(text, encoding='utf-8')
-    running.unlink()
-    return folder/'report.ipynb'
+    forget_place(running)
+    return running.replace(folder/'report.ipynb')
 
 def make_report(diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(), progress:bool=True, **parameters) -> dict: # {run: why it failed}
     "All runs, and then the report over what they left. `parameters` are those of `nbs/train.ipynb`."
     plan = plan_runs(diseases, methods, sizes, **parameters)
     failed = run_all(plan, progress, **parameters)
-    run_report(plan[0].source, plan[0].out, list(dict.fromkeys(diseases)), list(dict.fromkeys(methods)), sorted({s.size for s in plan}), plan[0].pictures, progress)
+    try: run_report(plan[0].source, plan[0].out, list(dict.fromkeys(diseases)), list(dict.fromkeys(methods)), sorted({s.size for s in plan}), plan[0].pictures, progress)
+    except Exception as e: failed['the report itself'] = str(e) or type(e).__name__
     return failed
 
 # %% ../nbs/make_report.ipynb #6c4cf739

@@ -6,7 +6,8 @@
 __all__ = ['METHODS', 'MAPS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'judge', 'frozen', 'Side',
            'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs', 'Pace', 'Watch', 'schedule',
            'get_learner', 'GeneratorScorer', 'difference_map', 'mask_map', 'quotient_map', 'product_map',
-           'intensity_map', 'displacement_map', 'Checkpoint', 'fingerprint', 'fit_method', 'second_stage']
+           'intensity_map', 'displacement_map', 'same_choices', 'Checkpoint', 'fingerprint', 'fit_method',
+           'second_stage']
 
 # %% ../nbs/03_training.ipynb #e0db7164
 import copy, hashlib, json, math, time
@@ -334,6 +335,10 @@ MAPS = {'paper': quotient_map, 'difference': difference_map, 'mask': mask_map, '
         'displacement': displacement_map}
 
 # %% ../nbs/03_training.ipynb #10b0b907
+def same_choices(kept:str, asked:str) -> bool: # both JSON
+    "Whether two trainings are the same; a field of `Method` that did not exist yet had its usual value."
+    return asdict(Method()) | json.loads(kept) == asdict(Method()) | json.loads(asked)
+
 class Checkpoint(Callback):
     "Writes the state of a training after every epoch, and takes it up again when there is one."
     order = 70 # after everything that changes the state
@@ -357,7 +362,7 @@ class Checkpoint(Callback):
         "Load the checkpoint into the learner. A finished training of other settings is left for a new one, an unfinished one is an error."
         if not self.path.exists(): return 0
         state = torch.load(self.path, map_location='cpu', weights_only=True) # runs no code from the file
-        if state['choices'] != self.choices():
+        if not same_choices(state['choices'], self.choices()):
             if state['epoch'] >= json.loads(state['choices']).get('epochs', math.inf): return 0
             raise LazysegError(f"{self.path} belongs to an unfinished training with other settings. Run that one to its end, "
                                "delete the file, or give another folder (out).")
@@ -406,7 +411,7 @@ def fit_method(films, # `Films` with splits train and valid
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
     steps = round(m.exercises * epochs * len(dls.train))
     if steps: scorer = second_stage(scorer, films, steps, m, seed, folder, run)
-    earlier = sum(c.earlier for c in cbs) + getattr(scorer, 'earlier', 0.)
+    earlier = (kept.earlier if kept else 0.) + getattr(scorer, 'earlier', 0.)
     scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started
     return scorer
 
@@ -416,7 +421,7 @@ def second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, f
     kept, choices = folder and Path(folder)/'pupil.pt', json.dumps(asdict(m) | run)
     if kept and kept.exists():
         state = torch.load(kept, map_location='cpu', weights_only=True)
-        if state['choices'] == choices:
+        if same_choices(state['choices'], choices):
             pupil = Outliner(m.width)
             pupil.load_state_dict(state['pupil'])
             scorer = PupilScorer(pupil, scorer, scorer.name)

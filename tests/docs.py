@@ -64,16 +64,15 @@ def fold(cell):
 
 def tidy_chapter(path, names):
     book = read(path)
-    ours = {name: where.split("#")[1] for name, where in names.items() if where.startswith(path.name)}
     for cell in book.cells:
         if cell.cell_type == "code" and "#| code-fold: show" in cell.source: fold(cell)
         if cell.cell_type == "markdown": cell.source = link_names(cell.source, names)
+        if cell.cell_type == "code": cell.outputs = without_bars(cell.outputs)
         for out in cell.get("outputs", []):
             text = out.get("data", {}).get("text/markdown")
             if "show_doc(" in cell.source and text: # the rule above every name cuts a page into slices
                 out.data["text/markdown"] = re.sub(r"\A---\n+", "", "".join(text))
     write(book, path)
-    return ours
 
 
 def link_names(text, names):
@@ -145,19 +144,34 @@ def answers():
     for path in sorted((NBS / "solutions").glob("*.ipynb")):
         book = read(path)
         title, about = pop_title(book)
+        for cell in book.cells:
+            if cell.cell_type == "code": cell.outputs = without_bars(cell.outputs)
         titled(book, title, about)
         write(book, PROC / "solutions" / path.name)
         pages.append(dict(text=title, href=f"solutions/{path.name}"))
     return pages
 
 
+def without_bars(outputs):
+    "Outputs but for progress bars that ran through, and what was written to stderr."
+    def bar(out):
+        html = "".join(out.get("data", {}).get("text/html", ""))
+        return "<progress" in html or html and not re.sub(r"<style.*?</style>|<[^>]*>|\s", "", html, flags=re.S)
+    return [o for o in outputs if not bar(o) and o.get("name") != "stderr"]
+
+
 def quiet(cell):
-    "A report is for reading: the code is folded, bars that ran through are gone."
+    "A report is for reading: the code is folded away."
     if cell.cell_type != "code": return
     cell.source = "#| code-fold: true\n#| code-summary: Code\n" + cell.source
-    bar = lambda o: any(k in "".join(o.get("data", {}).get("text/html", "")) for k in ("<progress", "progress-bar")) or (
-        "text/html" in o.get("data", {}) and not re.sub(r"<style.*?</style>|<[^>]*>|\s", "", "".join(o["data"]["text/html"]), flags=re.S))
-    cell.outputs = [o for o in cell.outputs if not bar(o) and o.get("name") != "stderr"]
+    cell.outputs = without_bars(cell.outputs)
+
+
+def settings_of(folder):
+    "The settings of a run, in words, where it left them."
+    file = folder / "metrics.json"
+    settings = json.loads(file.read_text()).get("settings") if file.is_file() else None
+    return ": " + ", ".join(f"{k} {v}" for k, v in settings.items() if v not in ("", None)) if isinstance(settings, dict) else ""
 
 
 def report(path):
@@ -165,16 +179,13 @@ def report(path):
     folder, book = path.parent, read(path)
     group, text = "", ""
     title, about = pop_title(book)
-    if (folder / "metrics.json").is_file():
-        m = json.loads((folder / "metrics.json").read_text())
-        s = m["settings"]
-        group, text = f"{s['source']}: {s['disease']}", f"{s['method']}, {s['size']} px"
-        title, about = f"{s['disease']}, {s['source']}: {text}", "What one run found, as it left it."
-        start = next((i for i, c in enumerate(book.cells) if c.cell_type == "code"), 0)
-        book.cells = book.cells[start:]
-        said = ", ".join(f"{k} {v}" for k, v in s.items() if v not in ("", None))
-        book.cells[:0] = [nbformat.v4.new_markdown_cell(f"An executed copy of [One disease, from films to report]({'../' * len(folder.relative_to(ROOT).parts)}train.ipynb). "
-            f"Settings: {said}; {m.get('epochs', '?')} passes over the films. The code of each step is folded away. **Not a medical device.**")]
+    where = path.relative_to(ROOT / "reports").parts
+    if len(where) > 3: # a single run: <source or kind>/<disease>/<what was run>/notebook
+        group, text, about = f"{where[0]}: {where[1]}", where[2], "What one run found, as it left it."
+        kind, template, title = title, ROOT / "nbs" / path.name, f"{where[1]}, {where[0]}: {where[2]}"
+        book.cells = book.cells[next((i for i, c in enumerate(book.cells) if c.cell_type == "code"), 0):]
+        origin = f"[{kind}]({'../' * len(where)}{path.name})" if template.is_file() else kind
+        book.cells[:0] = [nbformat.v4.new_markdown_cell(f"An executed copy of {origin}{settings_of(folder)}. The code of each step is folded away. **Not a medical device.**")]
     for cell in book.cells: quiet(cell)
     for credit in folder.glob("CREDIT.md"): book.cells.append(nbformat.v4.new_markdown_cell(re.sub(r"^#", "##", credit.read_text())))
     titled(book, title or path.stem, about)

@@ -36,7 +36,7 @@ def test_audit_finds_what_was_planted(films):
     found = audit(films)
     assert found['shortcuts']['border'] > .9 and found['shortcuts']['all'] > .9
     text = ' '.join(found['faults'])
-    assert '1 of 80 films' in text and '5.png' in text and '1 of 79 patients are in more than one part' in text and '1 pairs of films look the same; 1 lie across the split' in text
+    assert "1 of 80 films opened can't be read" in text and '5.png' in text and '1 of 79 patients are in more than one part' in text and '1 pairs of films look the same; 1 lie across the split' in text
     assert found['counts'].to_numpy().sum() == 80
 
 
@@ -56,7 +56,27 @@ def test_bits_are_counted_alike_without_numpy_2(films, monkeypatch):
 def test_shortcuts_do_not_come_from_the_patients():
     "Films of one patient look alike; with every patient in one fold that must not help."
     rng = np.random.default_rng(0)
-    patients = np.repeat(np.arange(40), 5)
+    patients = rng.permutation(np.repeat(np.arange(40), 5)) # in no order: folds of neighbours would keep patients together by luck
     films = rng.normal(size=(40, 16, 16))[patients] + .1*rng.normal(size=(200, 16, 16))
     assert shortcut_auroc(films, (patients % 2).astype(bool), patients) < .7 # 1.0 if a film of the same patient could be learnt from
-    with pytest.raises(LazysegError, match='two patients'): shortcut_auroc(films[:10], np.arange(10) < 5, patients[:10])
+    with pytest.raises(LazysegError, match='two patients'): shortcut_auroc(films[:10], np.arange(10) < 5, np.repeat([0, 1], 5))
+
+
+def test_missing_films_are_counted_even_where_few_are_opened(films):
+    for i in (10, 11, 12): (films.root/f'{i}.png').unlink()
+    found = audit(films, most=20, draw=False)
+    assert '3 of 80 films are missing' in ' '.join(found['faults']) and found['labels'].sum().sum() == 80
+    assert found['labels'].loc['no finding'].tolist() == [20, 0, 20]
+
+
+def test_films_that_lie_in_no_files(films):
+    "As the phantom's, which come as arrays."
+    whole = get_films(Source('few', films.table[films.table.path != '5.png'].reset_index(drop=True), load=films.load, root=films.root), 64)
+    source = Source('arrays', whole.table, read=lambda *a: None, arrays=lambda height, aspect: dict(film=whole.film))
+    found = audit(source, draw=False)
+    assert found['shortcuts']['border'] > .9 and len(found['pairs']) == 1
+
+
+def test_nothing_to_look_at(films):
+    for p in films.root.glob('*.png'): p.write_bytes(b'')
+    with pytest.raises(LazysegError, match='Not one of 80'): audit(films)

@@ -107,8 +107,8 @@ def with_a_fault(own_films):
 def test_a_disease_that_fails_is_named_and_loses_no_other(with_a_fault):
     ran, folder = with_a_fault
     assert ran.returncode == 1, ran.stderr[-2000:]
-    last = ran.stderr.strip().splitlines()[-1]
-    assert last.startswith("FAILED: Hernia, lazyseg, 32 px") and "needs both" in ran.stderr
+    end = ran.stderr[ran.stderr.rindex("FAILED: "):]
+    assert end.startswith("FAILED: Hernia, lazyseg, 32 px: ") and "needs both" in end
     assert (folder / "Edema/lazyseg-32/metrics.json").is_file() and not (folder / "Hernia/lazyseg-32/metrics.json").exists()
     assert ["Hernia", "lazyseg", 32] in json.loads((folder / "report.json").read_text())["missing"]
 

@@ -1,0 +1,541 @@
+"""Thousands of hurt inputs through everything that reads: `python tests/fuzz.py` (all, some minutes), `--only png --at 17` (one again).
+
+An input is a valid file with something done to it: bits flipped, slices cut or doubled, numbers put to their extremes, a checksum
+mended so that the fault lies deeper, a cell of a table or a node of a JSON tree replaced. It passes when the reader gives a right
+result or raises a `LazysegError`. It fails on any other exception, a wrong shape or value, more than 10 seconds (of processor time, or 200 by the clock), more than 1 GB, a
+process that dies, or a file written where none belongs.
+
+Inputs are made from (seed, target, number) alone, so a failure comes back by its number. To put something new under fire, decorate a
+function `(data, folder)` with `@target(name, inputs, mutate)`: `mutate(rng)` makes the data, the function writes what it needs under
+`folder`, calls the code, and asserts what has to hold. `tests/test_data_fuzz.py` runs a few inputs of every target in each test run."""
+import argparse
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1])) # the checkout that this file lies in
+
+SECONDS, MEMORY = 10, 1 << 30
+TARGETS = {} # name -> (check, inputs, mutate)
+
+
+def target(name, inputs, mutate):
+    def keep(check): TARGETS[name] = check, inputs, mutate; return check
+    return keep
+
+
+# -- what is done to bytes -----------------------------------------------------------------------------------------------
+
+EXTREMES = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1)
+
+
+def hurt_bytes(data, rng, most=4, upto=None):
+    "One to `most` faults, within the first `upto` bytes."
+    data = bytearray(data)
+    for _ in range(rng.integers(1, most + 1)):
+        n = max(min(len(data), upto or len(data)), 1)
+        a, b = sorted(rng.integers(0, n, 2).tolist())
+        b = min(b, a + int(rng.integers(1, 200)))
+        fault = rng.integers(0, 10)
+        if not data: data = bytearray(rng.bytes(20))
+        elif fault == 0: data[a] ^= 1 << int(rng.integers(8))
+        elif fault == 1: data[a] = int(rng.choice([0, 1, 32, 48, 127, 128, 255]))
+        elif fault in (2, 3):
+            size = int(rng.choice([1, 2, 4])); value = int(rng.choice(EXTREMES)) % 256**size
+            data[a:a+size] = value.to_bytes(size, 'little' if rng.random() < .5 else 'big')
+        elif fault == 4: del data[a:b]
+        elif fault == 5: data[a:a] = data[a:b]*int(rng.integers(1, 4))
+        elif fault == 6: data[a:a] = rng.bytes(int(rng.integers(1, 30)))
+        elif fault == 7: del data[a:]
+        elif fault == 8: data[a:b] = bytes(b - a)
+        else: data += rng.bytes(int(rng.integers(1, 100)))
+    return bytes(data)
+
+
+def chunks_of(png):
+    at = 8
+    while at + 12 <= len(png):
+        size = int.from_bytes(png[at:at+4], 'big')
+        if at + 12 + size > len(png): return
+        yield png[at+4:at+8], png[at+8:at+8+size]
+        at += 12 + size
+
+
+def make_png(parts): return b'\x89PNG\r\n\x1a\n' + b''.join(len(b).to_bytes(4, 'big') + k + b + zlib.crc32(k + b).to_bytes(4, 'big') for k, b in parts)
+
+
+def hurt_png(data, rng):
+    "Hurt one chunk and mend the checksums, or hurt what is packed in it, or the bytes as they are."
+    way = rng.integers(0, 4)
+    parts = list(chunks_of(data))
+    if way == 0 or not parts: return hurt_bytes(data, rng)
+    i = int(rng.integers(len(parts)))
+    kind, body = parts[i]
+    if way == 1: parts[i] = kind, hurt_bytes(body, rng, 2)
+    elif way == 2: parts[0] = parts[0][0], hurt_bytes(parts[0][1], rng, 2)
+    elif kind == b'IDAT':
+        try: parts[i] = kind, zlib.compress(hurt_bytes(zlib.decompress(body), rng))
+        except zlib.error: pass
+    else: parts.insert(int(rng.integers(len(parts) + 1)), parts[int(rng.integers(len(parts)))])
+    return make_png(parts)
+
+
+NASTY = ['', ' ', '0', '-1', '1e309', 'nan', 'inf', '1.5', '99999999999999999999', 'x'*5000, '"', "'", '\0', '\n', ';', '|', '||', 'é', '\u202e', '💀', '../../up.png', '/etc/passwd',
+         'C:\\films\\1.png', '..\\up.png', '=1+1', 'None', 'True', '[]', '{}', 'No Finding', 'Pneumonia', '-1 -1', '1 2 3']
+
+
+def hurt_text(text, rng):
+    "A cell or a word of a table replaced, lines doubled, or the bytes hurt."
+    if rng.random() < .4: return hurt_bytes(text.encode(), rng)
+    lines = text.split('\n')
+    for _ in range(rng.integers(1, 5)):
+        i = int(rng.integers(len(lines)))
+        cells = lines[i].split(',')
+        way, j = rng.integers(0, 6), int(rng.integers(len(cells)))
+        if way < 3: cells[j] = str(rng.choice(NASTY))
+        elif way == 3: cells.insert(j, str(rng.choice(NASTY)))
+        elif way == 4: del cells[j]
+        else: lines.insert(i, lines[int(rng.integers(len(lines)))])
+        lines[i] = ','.join(cells)
+    return '\n'.join(lines).encode('utf-8', 'surrogatepass')
+
+
+ODD = [None, True, 0, -1, 1, 1.5, 1e308, float('nan'), float('inf'), 2**63, '', 'x', '0', [], {}, [[]], [1], [1, 2], [[0, 0], [1, 1]], {'size': [0, 0]}, 'P'*200, '\ud800', [2**40, 2**40]]
+
+
+def hurt_tree(tree, rng):
+    "One node of a JSON tree replaced, doubled or dropped."
+    places = []
+    def walk(node):
+        for k in (list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()):
+            places.append((node, k)); walk(node[k])
+    tree = json.loads(json.dumps(tree))
+    for _ in range(rng.integers(1, 4)):
+        places.clear(); walk(tree)
+        if not places: return ODD[int(rng.integers(len(ODD)))]
+        node, k = places[int(rng.integers(len(places)))]
+        if rng.random() < .2: del node[k]
+        elif rng.random() < .2 and isinstance(node, list): node.insert(k, node[k])
+        else: node[k] = ODD[int(rng.integers(len(ODD)))]
+    return tree
+
+
+def hurt_json(tree, rng):
+    if rng.random() < .3: return hurt_bytes(json.dumps(tree).encode(), rng)
+    if rng.random() < .02: return b'['*100_000 # as deep as it is foolish
+    return json.dumps(hurt_tree(tree, rng)).encode()
+
+
+# -- films ---------------------------------------------------------------------------------------------------------------
+
+@lru_cache
+def pictures():
+    "Small valid films in every format and mode: {(format, note): bytes}."
+    from PIL import Image
+    rng = np.random.default_rng(0)
+    grey = Image.fromarray(rng.integers(0, 256, (5, 4)).astype(np.uint8)).resize((40, 48))
+    deep = Image.fromarray((np.asarray(grey).astype(np.uint16)*257))
+    turned = Image.Exif(); turned[274] = 6
+    modes = {m: grey.convert(m) for m in ('L', 'RGB', 'P', 'LA', 'RGBA', '1', 'CMYK')}
+    kinds = [('PNG', m, {}) for m in ('L', 'RGB', 'P', 'LA', 'RGBA', '1')] + [('PNG', 'L', dict(exif=turned)), ('PNG', 'L', dict(transparency=7))]
+    kinds += [('JPEG', m, how) for m in ('L', 'RGB', 'CMYK') for how in ({}, dict(progressive=True), dict(exif=turned))]
+    kinds += [('BMP', m, {}) for m in ('L', 'RGB', '1')] + [('WEBP', 'RGB', {}), ('WEBP', 'RGBA', dict(lossless=True))]
+    kinds += [('TIFF', m, dict(compression=c)) for m in ('L', 'RGB', '1') for c in (None, 'tiff_lzw', 'tiff_adobe_deflate', 'packbits')] + [('TIFF', 'CMYK', dict(compression='jpeg'))]
+    out = {}
+    for kind, m, how in kinds:
+        f = io.BytesIO(); modes[m].save(f, kind, **how); out[kind, f'{m} {how}'] = f.getvalue()
+    for kind in ('PNG', 'TIFF'):
+        f = io.BytesIO(); deep.save(f, kind); out[kind, '16 bit'] = f.getvalue()
+    return out
+
+
+def of_kind(*kinds): return [v for (k, _), v in pictures().items() if k in kinds]
+
+
+def right_film(film, size=None):
+    assert film.dtype == np.float32 and film.ndim == 2 and min(film.shape) >= 16, f'{film.dtype} {film.shape}'
+    assert np.isfinite(film).all() and film.min() >= 0 and film.max() <= 1, f'{film.min()} {film.max()}'
+    if size is not None: assert sorted(film.shape) == sorted(size), f'{film.shape} for {size}'
+
+
+def read_picture(data, folder, name, size=None):
+    from lazyseg.data import read_film
+    path = folder/name
+    path.write_bytes(data)
+    right_film(read_film(path), size)
+
+
+def mutate_of(hurt, *kinds): return lambda rng: hurt(rng.choice(np.array(of_kind(*kinds), object)), rng)
+
+
+@target('png', 1000, mutate_of(hurt_png, 'PNG'))
+def _png(data, folder):
+    from lazyseg.data import read_film
+    read_picture(data, folder, 'film.png')
+    sizes = [(int.from_bytes(b[4:8], 'big'), int.from_bytes(b[:4], 'big')) for k, b in chunks_of(data) if k == b'IHDR']
+    assert sorted(read_film(folder/'film.png').shape) in map(sorted, sizes), sizes
+
+
+def header_first(data, rng): return hurt_bytes(data, rng, upto=int(rng.choice([100, 400, 10**6])))
+
+
+def jpeg_size(data):
+    from PIL import Image
+    with Image.open(io.BytesIO(data)) as image: return image.size
+
+
+@target('jpeg', 700, mutate_of(header_first, 'JPEG'))
+def _jpeg(data, folder):
+    read_picture(data, folder, 'film.jpg')
+    read_picture(data, folder, 'film.jpg', jpeg_size(data))
+
+
+@target('tiff', 500, mutate_of(header_first, 'TIFF'))
+def _tiff(data, folder): read_picture(data, folder, 'film.tif')
+
+
+@target('bmp and webp', 300, mutate_of(header_first, 'BMP', 'WEBP'))
+def _others(data, folder): read_picture(data, folder, 'film.png') # with the wrong ending, too
+
+
+@lru_cache
+def dicoms():
+    import pydicom
+    from pydicom.dataset import Dataset
+    out = []
+    for signed, photo, extra in [(0, 'MONOCHROME2', {}), (0, 'MONOCHROME1', dict(WindowCenter=2000, WindowWidth=800)), (1, 'MONOCHROME2', dict(RescaleSlope=2, RescaleIntercept=-10)),
+                                 (0, 'MONOCHROME2', dict(PixelSpacing=[.2, .1])), (0, 'MONOCHROME2', dict(lut=True)), (0, 'MONOCHROME1', dict(PixelPaddingValue=0)), (0, 'MONOCHROME2', dict(rle=True))]:
+        meta = pydicom.dataset.FileMetaDataset()
+        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = pydicom.uid.ExplicitVRLittleEndian, '1.2.840.10008.5.1.4.1.1.1.1', '1.2.3'
+        ds = pydicom.dataset.FileDataset('', {}, file_meta=meta, preamble=b'\0'*128)
+        ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, '1.2.3'
+        ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.PhotometricInterpretation = 24, 20, 1, 16, 12, 11, signed, photo
+        pixels = np.linspace(0, 4095, 24*20).astype('<i2' if signed else '<u2') - (2048 if signed else 0)
+        ds.PixelData = pixels.tobytes()
+        if extra.pop('lut', False):
+            item = Dataset(); item.LUTDescriptor = [256, 0, 8]; item.add_new((0x0028, 0x3006), 'US', list(range(256))); ds.VOILUTSequence = [item]
+        packed = extra.pop('rle', False)
+        for k, v in extra.items(): setattr(ds, k, v)
+        if packed: ds.compress(pydicom.uid.RLELossless)
+        f = io.BytesIO(); ds.save_as(f, enforce_file_format=True); out.append(f.getvalue())
+    return out
+
+
+TAGS = ('Rows', 'Columns', 'SamplesPerPixel', 'BitsAllocated', 'BitsStored', 'HighBit', 'PixelRepresentation', 'NumberOfFrames', 'PhotometricInterpretation', 'WindowCenter', 'WindowWidth', 'VOILUTFunction',
+        'RescaleSlope', 'RescaleIntercept', 'PixelSpacing', 'ImagerPixelSpacing', 'PixelAspectRatio', 'PixelPaddingValue', 'PixelPaddingRangeLimit', 'VOILUTSequence', 'ModalityLUTSequence')
+
+
+def hurt_dicom(data, rng):
+    "An element set to something odd or dropped, by pydicom; or the bytes hurt."
+    import pydicom
+    if rng.random() < .5: return hurt_bytes(data, rng, upto=int(rng.choice([700, 10**6])))
+    ds = pydicom.dcmread(io.BytesIO(data))
+    for _ in range(rng.integers(1, 4)):
+        tag = TAGS[int(rng.integers(len(TAGS)))]
+        value = [0, 1, 2, 7, 8, 11, 15, 16, 17, 24, 32, 64, 65535, -1, 1e30, 'nan', 'x', '', [1, 2], [.1, .3], [0, 0], None, 'MONOCHROME1', 'RGB', 'PALETTE COLOR', 'SIGMOID', []][int(rng.integers(27))]
+        if rng.random() < .2: ds.pop(pydicom.datadict.tag_for_keyword(tag), None)
+        else:
+            try: setattr(ds, tag, value)
+            except Exception: pass
+    f = io.BytesIO()
+    try: ds.save_as(f)
+    except Exception: return hurt_bytes(data, rng)
+    return f.getvalue()
+
+
+@target('dicom', 1000, lambda rng: hurt_dicom(rng.choice(np.array(dicoms(), object)), rng))
+def _dicom(data, folder):
+    import pydicom
+    read_picture(data, folder, 'film.dcm')
+    ds = pydicom.dcmread(folder/'film.dcm')
+    if not any(o in ds for o in TAGS[14:17]): read_picture(data, folder, 'film.dcm', (ds.Rows, ds.Columns))
+
+
+# -- tables and truth files ------------------------------------------------------------------------------------------------
+
+def films_in(folder, names):
+    good = of_kind('PNG')[0]
+    for name in names:
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder/name).exists(): (folder/name).write_bytes(good)
+
+
+def right_films(source, size=16):
+    "Read them, and assert what has to hold of any films."
+    from lazyseg.data import get_films
+    films = get_films(source, size, bad='skip')
+    n = len(films.table)
+    assert n and films.film.shape == (n, size, size) and films.film.dtype == np.uint8, films.film.shape
+    for name, part in films.parts().items(): assert part.shape == films.film.shape and (name == 'film' or part.max() <= 1), name
+    assert films.table.diseased.dtype == bool and films.table.diseased.any() and not films.table.diseased.all()
+    assert set(films.table.split) <= {'train', 'valid', 'test'} and films.table.groupby('patient').split.nunique().max() == 1
+    assert films.table.path.is_unique and not films.table.patient.eq('').any()
+
+
+TABLE = 'path,patient,labels,truth,lungs,split,age\n' + '\n'.join(f"{'ab'[i % 2]}/{i}.png,p{i//2},{('No Finding', 'Pneumonia|Edema')[i//2 % 2]},{f'm/{i}.png' if i//2 % 2 else ''},m/{i}.png,{('train', 'train', 'test')[i//2 % 3]},0{20 + i}Y" for i in range(24))
+
+
+@target('table', 600, lambda rng: hurt_text(TABLE, rng))
+def _table(data, folder):
+    from lazyseg.data import get_source
+    films_in(folder, [f"{o}/{i}.png" for i in range(24) for o in ('ab'[i % 2], 'm')])
+    (folder/'t.csv').write_bytes(data)
+    right_films(get_source('table', folder/'t.csv'))
+
+
+SHAPES = [dict(box=[1, 2, 10, 12]), dict(polygon=[[1, 1], [20, 3], [10, 30]], size=[48, 40]), dict(runs=[5, 3, 100, 20], size=[48, 40])]
+
+
+@target('shapes', 500, lambda rng: hurt_json(SHAPES, rng))
+def _shapes(data, folder):
+    from lazyseg.data import draw_shapes
+    mask = draw_shapes(data.decode('utf-8', 'replace'), 48, 40)
+    assert mask.shape == (48, 40) and mask.dtype == bool
+
+
+NIH = 'Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n' + '\n'.join(
+    f"{i//2:08}_{i % 2:03}.png,{('No Finding', 'Hernia|Effusion')[i//2 % 2]},{i % 2},{i//2},058Y,M,PA,2682,2749,0.143,0.143," for i in range(24))
+NIH_BOXES = 'Image Index,Finding Label,Bbox [x,y,w,h],,,\n' + '\n'.join(f'{i//2:08}_{i % 2:03}.png,Hernia,{10*i},200,300,100,,,' for i in range(24) if i//2 % 2)
+
+
+@target('nih', 300, lambda rng: (hurt_text(NIH, rng), None) if rng.random() < .5 else (NIH.encode(), hurt_text(NIH_BOXES, rng)))
+def _nih(data, folder):
+    from lazyseg.data import get_source
+    films_in(folder, [f'images_001/images/{i//2:08}_{i % 2:03}.png' for i in range(24)])
+    (folder/'Data_Entry_2017.csv').write_bytes(data[0])
+    if data[1]: (folder/'BBox_List_2017.csv').write_bytes(data[1])
+    right_films(get_source('nih', folder, 'Hernia', **(dict(truth=('nih', folder/'BBox_List_2017.csv')) if data[1] else {})))
+
+
+def outlined(kind, disease, file, names, healthy='No Finding'):
+    def check(data, folder):
+        from lazyseg.data import get_source
+        films_in(folder, names)
+        (folder/file).write_bytes(data)
+        right_films(get_source(kind, folder, disease, healthy=healthy))
+    return check
+
+
+NAMES = [f'f{i}.png' for i in range(12)]
+RSNA = 'patientId,x,y,width,height,Target\n' + '\n'.join(f'f{i},{10*i}.0,200.0,300.0,100.0,1' if i % 2 else f'f{i},,,,,0' for i in range(12))
+VINDR = 'image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max\n' + '\n'.join(f'f{i},Nodule/Mass,8,R1,{i},2,{i + 9},30' if i % 2 else f'f{i},No finding,14,R1,,,,' for i in range(12))
+SIIM = 'ImageId, EncodedPixels\n' + '\n'.join(f'f{i}, {1024*i} 200 824 200' if i % 2 else f'f{i}, -1' for i in range(12))
+DET = [dict(file_name=f'f{i}.png', syms=['Emphysema']*(i % 2), boxes=[[0, 0, 512, 1024]]*(i % 2), polygons=[[[0, 0], [512, 0], [512, 1024], [0, 1024]]]*(i % 2)) for i in range(12)]
+LOCALIZE = {f'patient{i}_study1_view1_frontal': {'Edema': dict(size=[48, 40], counts='52203' if i % 2 else 'PVWX6'), 'Atelectasis': dict(size=[48, 40], counts='PVWX6')} for i in range(12)}
+
+target('rsna', 200, lambda rng: hurt_text(RSNA, rng))(outlined('rsna', 'Pneumonia', 'stage_2_train_labels.csv', NAMES, 'No Pneumonia'))
+target('vindr', 200, lambda rng: hurt_text(VINDR, rng))(outlined('vindr', 'Nodule/Mass', 'train.csv', NAMES))
+target('siim', 200, lambda rng: hurt_text(SIIM, rng))(outlined('siim', 'Pneumothorax', 'train-rle.csv', NAMES))
+target('chestxdet', 250, lambda rng: hurt_json(DET, rng))(outlined('chestxdet', 'Emphysema', 'ChestX_Det_train.json', NAMES))
+target('chexlocalize', 250, lambda rng: hurt_json(LOCALIZE, rng))(outlined('chexlocalize', 'Edema', 'gt_segmentations_val.json', [f'CheXpert/val/patient{i}/study1/view1_frontal.jpg' for i in range(12)]))
+
+
+# -- settings in words, masks, packed files ----------------------------------------------------------------------------------
+
+QUERIES = ["Edema", "with Edema", "without Edema", "Edema|Effusion without Pneumonia", "view == 'PA' and split != 'test'", "age > 3 or path in ('a', 'b')", "`Patient ID` == '1'"]
+
+
+def hurt_query(rng):
+    text = str(rng.choice(QUERIES))
+    if rng.random() < .3: text += str(rng.choice([".to_csv('out.csv')", " and @path", " + __import__('os')", "[0]", " if 1 else 2", "\n1", " == " + "("*500, " and not"*300, "(lambda: 1)()", " without without", "|"]))
+    return hurt_bytes(text.encode(), rng).decode('utf-8', 'replace')
+
+
+@target('queries', 500, hurt_query)
+def _queries(text, folder):
+    import pandas as pd
+    from lazyseg.core import LazysegError
+    from lazyseg.data import choose_domains, pick_rows, query_labels
+    table = pd.DataFrame(dict(path=list('abcd'), view=['PA', 'AP']*2, split=['train', 'test']*2, labels=['No Finding', 'Edema', 'Edema|Effusion', 'Pneumonia'], **{'Patient ID': list('1234')}))
+    for what in (lambda: pick_rows(table, text), lambda: choose_domains(table, text)):
+        try: assert 1 <= len(what()) <= 4
+        except LazysegError: pass
+    assert len(query_labels(table.labels, text)) == 4
+
+
+def odd_mask(rng):
+    h, w = rng.integers(16, 90, 2)
+    mask = np.zeros((h, w), bool)
+    for _ in range(rng.integers(0, 5)):
+        r, c = rng.integers(0, h), rng.integers(0, w)
+        mask[r:r + int(rng.choice([1, 2, 5, 40])), c:c + int(rng.choice([1, 2, 5, 40]))] = True
+    return rng.random((h, w)).astype(np.float32), ~mask if rng.random() < .1 else mask
+
+
+@target('views', 300, odd_mask)
+def _views(data, folder):
+    from lazyseg.core import LazysegError
+    from lazyseg.data import VIEWS, make_view
+    film, lungs = data
+    for view in VIEWS:
+        for trim in (False, True):
+            try: seen = make_view(dict(film=film, lungs=lungs, truth=lungs), 32, 24, view, trim)
+            except LazysegError: continue
+            assert all(o.shape == (32, 24) and o.dtype == np.uint8 for o in seen.values()) and seen['truth'].max() <= 1
+
+
+def pack(rng):
+    import gzip, zipfile
+    text = rng.choice(np.array([TABLE.encode(), b'0'*int(rng.choice([10, 10**6, 3*10**8])), b''], object))
+    if rng.random() < .5: data, name = gzip.compress(text, 1), 't.csv.gz'
+    else:
+        f, name = io.BytesIO(), 't.csv.zip'
+        with zipfile.ZipFile(f, 'w', zipfile.ZIP_DEFLATED) as z: z.writestr(str(rng.choice(['t.csv', '../../up.csv', '/up.csv'])), text)
+        data = f.getvalue()
+    return name, hurt_bytes(data, rng) if rng.random() < .7 else data
+
+
+@target('packed tables', 60, pack)
+def _packed(data, folder):
+    from lazyseg.data import read_csv
+    (folder/data[0]).write_bytes(data[1])
+    assert len(read_csv(folder/data[0]).columns)
+
+
+def huge(rng):
+    "Films as large as is allowed, and larger; few bytes each, since they are black."
+    from PIL import Image
+    kind, mode, side = str(rng.choice(['PNG', 'JPEG', 'TIFF'])), str(rng.choice(['L', 'RGB', 'RGBA', 'I;16'])), int(rng.choice([7900, 7990, 9000]))
+    if mode in ('RGBA', 'I;16'): kind = 'PNG'
+    f = io.BytesIO(); Image.new(mode, (side, side)).save(f, kind, **(dict(compress_level=1) if kind == 'PNG' else dict(compression='tiff_lzw') if kind == 'TIFF' else {}))
+    return f.getvalue()
+
+
+@target('huge films', 12, huge)
+def _huge(data, folder): read_picture(data, folder, 'film.png')
+
+
+# -- the runner ------------------------------------------------------------------------------------------------------------
+
+class Hang(BaseException): pass
+
+
+def peak(reset=False):
+    "Most memory of this process since the last reset, in bytes."
+    if reset: Path('/proc/self/clear_refs').write_text('5')
+    return int(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])*1024
+
+
+def resident(): return int(re.search(r'VmRSS:\s+(\d+)', Path('/proc/self/status').read_text())[1])*1024
+
+
+def one_input(name, i, seed, scratch, measure=True):
+    "(verdict, detail): 'right', 'refused', or what went wrong."
+    from lazyseg.core import LazysegError
+    check, _, mutate = TARGETS[name]
+    folder = Path(scratch)/'in'
+    for o in (folder, Path(scratch)/'cache'): shutil.rmtree(o, ignore_errors=True)
+    folder.mkdir(parents=True)
+    data = mutate(np.random.default_rng([seed, zlib.crc32(name.encode()), i]))
+    before = measure and (resident(), peak(reset=True))[0]
+    def late(*_): raise Hang(f'more than {SECONDS} s')
+    old = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS) # of processor time: what else the machine does is not the reader's fault
+    try:
+        check(data, folder)
+        verdict = 'right', ''
+    except LazysegError as e: verdict = ('refused', str(e)) if len(str(e)) < 3000 else ('endless message', str(e)[:300])
+    except Hang as e: verdict = 'hang', str(e)
+    except Exception as e: verdict = type(e).__name__, ''.join(traceback.format_exception(e)[-3:])
+    finally: signal.setitimer(signal.ITIMER_PROF, 0); signal.signal(signal.SIGPROF, old)
+    if measure and peak() - before > MEMORY: return 'memory', f'{(peak() - before) >> 20} MiB'
+    return verdict
+
+
+def listing(folder): return {str(p.relative_to(folder)) for p in Path(folder).rglob('*')}
+
+
+def work(name, first, last, seed, scratch, out):
+    "In a process of its own: a line of JSON when an input starts and one when it is done."
+    say = lambda **o: (out.write(json.dumps(o) + '\n'), out.flush())
+    for i in range(first, last):
+        say(start=i)
+        before = listing(scratch)
+        verdict, detail = one_input(name, i, seed, scratch)
+        new = {o for o in listing(scratch) - before if not o.startswith(('in', 'cache'))}
+        if new: verdict, detail = 'file written elsewhere', ', '.join(sorted(new))
+        say(i=i, verdict=verdict, detail=detail)
+
+
+def start_worker(name, i, last, seed, scratch):
+    "A child of this process, which has imported everything already: its number."
+    child = os.fork()
+    if child: return child
+    try:
+        os.environ |= dict(HOME=f'{scratch}/home', LAZYSEG_CACHE=f'{scratch}/cache', TMPDIR=scratch)
+        os.chdir(f'{scratch}/work')
+        err = os.open(f'{scratch}/err', os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(err, 1); os.dup2(err, 2)
+        with open(f'{scratch}/out', 'w') as out: work(name, i, last, seed, scratch, out)
+    except BaseException: traceback.print_exc(); sys.stderr.flush(); os._exit(1)
+    os._exit(0)
+
+
+def run_target(name, first, last, seed):
+    "All verdicts of one target; a worker that dies is counted and replaced."
+    found, i = [], first
+    with tempfile.TemporaryDirectory() as scratch:
+        for o in ('home', 'work'): Path(scratch, o).mkdir()
+        out = Path(scratch, 'out')
+        for o in (out, Path(scratch, 'err')): o.touch()
+        while i < last:
+            out.write_text('')
+            child, size, still = start_worker(name, i, last, seed, scratch), 0, time.monotonic()
+            while not (ended := os.waitpid(child, os.WNOHANG))[0]: # a hang inside C code does not hear the alarm
+                time.sleep(.1)
+                if (now := out.stat().st_size) != size: size, still = now, time.monotonic()
+                if time.monotonic() - still > 20*SECONDS: os.kill(child, signal.SIGKILL)
+            lines = [json.loads(o) for o in out.read_text().splitlines() if o.endswith('}')]
+            done = [o for o in lines if 'verdict' in o]
+            found += done
+            i = done[-1]['i'] + 1 if done else i
+            if i < last:
+                found.append(dict(i=i, verdict='died', detail=f"status {ended[1]} {Path(scratch, 'err').read_text().strip()[-600:]}"))
+                i += 1
+    return found
+
+
+def main():
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument('--only', help=f"one target of: {', '.join(TARGETS)}")
+    ask.add_argument('--at', type=int, help='one input of it, here and with its traceback')
+    ask.add_argument('--share', type=float, default=1., help='of the inputs')
+    ask.add_argument('--seed', type=int, default=0)
+    ask = ask.parse_args()
+    warnings.simplefilter('ignore')
+    import lazyseg.data # so that its own memory and time do not count
+    if ask.at is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            os.environ['LAZYSEG_CACHE'] = f'{scratch}/cache'
+            print(*one_input(ask.only, ask.at, ask.seed, scratch), sep='\n')
+        return
+    bad, total, start = 0, 0, time.monotonic()
+    for name in [ask.only] if ask.only else TARGETS:
+        n = max(1, round(TARGETS[name][1]*ask.share))
+        found = run_target(name, 0, n, ask.seed)
+        kinds = {}
+        for o in found: kinds.setdefault(o['verdict'], []).append(o)
+        total += len(found)
+        print(f"{name}: {len(found)} inputs, {len(kinds.get('right', []))} right, {len(kinds.get('refused', []))} refused", flush=True)
+        for kind, those in kinds.items():
+            if kind in ('right', 'refused'): continue
+            bad += len(those)
+            print(f"  {kind}: {len(those)}, such as --only '{name}' --at {those[0]['i']}\n    " + those[0]['detail'][-900:].replace('\n', '\n    '), flush=True)
+    print(f"{total} inputs in {time.monotonic() - start:.0f} s, {bad} failures")
+    return 1 if bad else 0
+
+
+if __name__ == '__main__': sys.exit(main())

@@ -1,0 +1,143 @@
+"""Do the tests see a wrong number? `python tests/mutations.py` puts one fault at a time into a copy of the library and runs the test that
+has to fail for it. All is well when that test passes on the library as it is and fails on every faulty copy.
+
+A fault is a line of `FAULTS`: what it is, the module, the text that is replaced, what by, and the test that must notice. The text must
+occur exactly once, so that a fault that no longer fits the code is an error and not silently left out."""
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+D, I, F = 'tests/test_data.py::', 'tests/test_data_input.py::', 'tests/test_data_numbers.py::'
+E, T, N = 'tests/test_evaluation.py::', 'tests/test_thresholding.py::', 'tests/test_training.py::'
+
+FAULTS = [
+    # masks and films
+    ('truth is mirrored', 'data', "        out[name] = to_bytes(small) if name in ('film','twin') else (small >= .5).astype(np.uint8)\n",
+     "        out[name] = to_bytes(small) if name in ('film','twin') else (small >= .5).astype(np.uint8)[:, ::-1]\n", F + 'test_masks_lie_where_the_film_shows_them'),
+    ('truth is upside down', 'data', "mask |= draw_shape(shape, height, width)", "mask |= draw_shape(shape, height, width)[::-1]", F + 'test_shapes_lie_where_they_were_drawn'),
+    ('rows and columns of a polygon change places', 'data', "corners[:, ::-1]*[height/h, width/w] - .5", "corners*[height/h, width/w] - .5", F + 'test_shapes_lie_where_they_were_drawn'),
+    ('truth counts in the wrong size', 'data', "h, w = shape.get('size') or (height, width)", "h, w = height, width", D + 'test_outlined_sources'),
+    ('runs go along the rows', 'data', "flat.reshape(width, height).T", "flat.reshape(height, width)", F + 'test_shapes_lie_where_they_were_drawn'),
+    ("SIIM's starts count from the film's beginning", 'data', "starts = pairs.sum(1).cumsum() - pairs[:,1]", "starts = pairs[:,0]", F + 'test_siim_counts_from_the_last_run'),
+    ('a mask is shrunk by leaving pixels out', 'data', "resize(mask, *parts['film'].shape) >= .5", "mask[:parts['film'].shape[0], :parts['film'].shape[1]]", D + 'test_mask_folder_and_mask_of_another_size'),
+    ("a film's mask is its neighbour's", 'data', "found = keys.map({p.stem: str(p.resolve()) for p in files})", "found = keys.map({p.stem: str(files[i-1].resolve()) for i, p in enumerate(files)})", F + 'test_every_film_has_its_own_mask'),
+    ('MONOCHROME1 stays as it is', 'data', "if data.PhotometricInterpretation == 'MONOCHROME1': grey = 1 - grey", "", D + 'test_dicom'),
+    ('the window is left out', 'data', "apply_windowing(units, data)", "units", D + 'test_dicom'),
+    ('rescaling is left out', 'data', "else apply_rescale(values, data)", "else values", D + 'test_dicom'),
+    ('EXIF is left out', 'data', "image = ImageOps.exif_transpose(image)", "image.load()", I + 'TestPictures::test_every_way_to_turn'),
+    ('16 bits are taken for 12', 'data', "for bits in (8, 10, 12, 14, 16, 32)", "for bits in (8, 10, 12, 32)", F + 'test_sixteen_bits_are_sixteen_bits'),
+    ('the outline of the lungs shows in the view', 'data', "    if view in ('aligned','lungs'):\n        hidden", "    if view == 'aligned':\n        hidden", F + 'test_the_view_hides_all_but_the_lungs'),
+    ('resizing leaves pixels out', 'data', "Image.Resampling.BILINEAR, box=box", "Image.Resampling.NEAREST, box=box", F + 'test_resizing_averages_all_that_it_covers'),
+    # domains and splits
+    ('the domains change places', 'data', "return table.assign(diseased=sick)[sick | well]", "return table.assign(diseased=well)[sick | well]", F + 'test_the_diseased_are_diseased'),
+    ('healthy and diseased change places in a batch', 'data', "(np.asarray(healthy), np.asarray(diseased)), seed", "(np.asarray(diseased), np.asarray(healthy)), seed", F + 'test_a_batch_is_healthy_then_diseased'),
+    ("'without' is not heard", 'data', "and not (s & unwanted)", "", F + 'test_without_means_without'),
+    ('films are split, not patients', 'data', "[patient_hash(p, seed) for p in frame.patient]\n", "[patient_hash(p, seed) for p in frame.patient]\n    frame['patient'] = frame.patient + frame.index.astype(str)\n", F + 'test_no_patient_is_in_two_parts'),
+    ('a leaking official split is kept', 'data', "if (spread > 1).any():\n        films", "if False:\n        films", D + 'test_kaggle_pneumonia_layout'),
+    ('a clean official split is dealt anew', 'data', "try: own = official_split(table)", "return by_patient()\n    try: own = official_split(table)", D + 'test_nih_layouts'),
+    ('test films are trained on', 'data', "parts = [(films.table.split == o).to_numpy() for o in ('train','valid')]", "parts = [(films.table.split != 'none').to_numpy() for o in ('train','valid')]", F + 'test_loaders_keep_to_their_part'),
+    ('rows are skipped in the arrays and not in the table', 'data', "table = source.table.iloc[rows]", "table = source.table.iloc[:len(rows)] if not isinstance(rows, slice) else source.table", D + 'test_bad_files_are_named_counted_skipped_or_stopped_on'),
+    ('another view comes from the same cache', 'data', "json.dumps([CACHE_VERSION, height, width, sorted(how.items())])", "json.dumps([CACHE_VERSION, height, width])", D + 'test_cache_is_versioned_by_settings_and_files'),
+    ('a changed film comes from the old cache', 'data', "key.update(f'{stat.st_size} {stat.st_mtime_ns}'.encode())", "pass", D + 'test_cache_is_versioned_by_settings_and_files'),
+    ('patients are learnt from and asked about', 'audit', "groups=patients, cv=GroupKFold(folds)", "cv=folds", 'tests/test_data_audit.py::test_shortcuts_do_not_come_from_the_patients'),
+    # thresholds
+    ('a threshold from test films is let through', 'evaluation', "shared = operating_point.chosen_on & set(patients)", "shared = set()", E + 'TestMistakes::test_threshold_from_test_films_is_refused'),
+    ('a threshold forgets whom it was chosen on', 'thresholding', "chosen_on=frozenset(patients[use]))", "chosen_on=frozenset())", E + 'TestMistakes::test_threshold_from_test_films_is_refused'),
+    ('the label-only threshold marks too much of healthy films', 'thresholding', "key=lambda point: point.threshold)", "key=lambda point: -point.threshold)", F + 'test_the_headline_rule_keeps_healthy_films_quiet'),
+    ('all films choose the threshold', 'thresholding', "use = outlined[few_films(patients[outlined], n, seed)]", "use = outlined", T + 'TestThresholds::test_only_the_few_films_are_used'),
+    # maps and metrics
+    ('the map ignores the film', 'training', "return (films - c.film).abs()[:, 0]", "return (c.film*0 + .5)[:, 0]", F + 'test_a_map_follows_its_film'),
+    ("a map is the next film's", 'thresholding', "scores[start:start+batch_size] = maps[...,::-1] if flip else maps", "scores[start:start+batch_size] = np.roll(maps[...,::-1] if flip else maps, 1, 0)", T + 'TestScoreFilms::test_batches_do_not_matter'),
+    ('a flipped map is not flipped back', 'thresholding', "maps[...,::-1] if flip else maps", "maps", T + 'TestScoreFilms::test_flip_mirrors_there_and_back'),
+    ('scores and truth of other sizes are compared', 'evaluation', "if array is not None and np.ndim(array) == 3 and array.shape != scores.shape:", "if False:", F + 'test_scores_of_another_size_are_refused'),
+    ('a map of another size passes', 'thresholding', "if maps.shape != batch[:,0].shape:", "if False:", T + 'TestScoreFilms::test_bad_scorers_are_named'),
+    ('Dice counts the true pixels twice', 'thresholding', "2*hit/(marked+true)", "2*hit/(2*true)", E + 'TestAgainstScikitLearn::test_masks'),
+    ('Dice is 1 for an empty mask on a healthy film', 'thresholding', "np.where(true > 0, 2*hit/(marked+true), np.nan)", "np.where(true > 0, 2*hit/(marked+true), 1.)", E + 'TestCorners::test_empty_truth_is_not_defined'),
+    ('films are drawn, not patients', 'evaluation', "names, film_of = np.unique(np.asarray(patients).astype(str), return_inverse=True)", "names, film_of = np.arange(len(patients)), np.arange(len(patients))", E + 'TestInterval::test_patients_are_the_unit'),
+    ('swapped domains pass', 'evaluation', "if (~diseased).any() and (area[~diseased] > 0).mean() > .5:", "if False:", E + 'TestMistakes::test_swapped_domains_are_refused'),
+    ('an inverted truth passes', 'evaluation', "if len(area[diseased]) and np.median(area[diseased]) > .6:", "if False:", E + 'TestMistakes::test_inverted_truth_is_refused'),
+    ('false alarms are counted on diseased films', 'evaluation', "mean('marked_healthy', 'marked_area', ~sick)", "mean('marked_healthy', 'marked_area', sick)", F + 'test_false_alarms_are_those_on_healthy_films'),
+    ('a film scores by its mean', 'evaluation', "return np.partition(flat, -k, axis=1)[:,-k:].mean(1)", "return flat.mean(1)", F + 'test_a_small_lesion_makes_a_high_film_score'),
+    ('domains change places in training', 'training', "counterpart, same = self.translate(self.there.generator, sick, healthy)", "counterpart, same = self.translate(self.there.generator, healthy, sick)", F + 'test_training_turns_the_diseased_films'),
+]
+
+
+def child(work):
+    "Run `work()` in a child that has imported everything but the library: its exit status."
+    pid = os.fork()
+    if pid: return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try: code = work()
+    except BaseException: traceback.print_exc(); code = 9
+    sys.stdout.flush(); sys.stderr.flush(); os._exit(code)
+
+
+def run_tests(copy, names, log):
+    "pytest's exit code: 0 all passed, 1 some failed; 8 when the library can't even be imported."
+    def work():
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1); os.dup2(out, 2)
+        os.chdir(copy)
+        sys.path[:] = [str(copy)] + [p for p in sys.path if p and Path(p).resolve() != ROOT]
+        try: import lazyseg.audit, lazyseg.evaluation, lazyseg.training  # noqa: E401, F401
+        except BaseException: traceback.print_exc(); return 8
+        assert Path(lazyseg.audit.__file__).is_relative_to(copy), lazyseg.audit.__file__
+        import pytest
+        return int(pytest.main(['-q', '-x', '-p', 'no:cacheprovider', '-W', 'ignore', *names]))
+    return child(work)
+
+
+def make_copy(folder, module=None, old=None, new=None):
+    "The library and its tests; with a fault in them."
+    folder = Path(folder)
+    for o in ('lazyseg', 'tests'): shutil.copytree(ROOT/o, folder/o, ignore=shutil.ignore_patterns('__pycache__', '*.png'))
+    for o in ('settings.ini',): shutil.copy(ROOT/o, folder)
+    (folder/'nbs').mkdir() # what makes it a checkout
+    if module is None: return folder
+    path = folder/'lazyseg'/f'{module}.py'
+    text = path.read_text(encoding='utf-8')
+    if text.count(old) != 1: raise LookupError(f"lazyseg/{module}.py holds {text.count(old)} times: {old.strip()}")
+    path.write_text(text.replace(old, new), encoding='utf-8')
+    return folder
+
+
+def preload():
+    "Import what is slow to import, so that every child has it already; the library itself is imported by each child from its copy."
+    sys.path.insert(0, str(ROOT))
+    import lazyseg.audit, lazyseg.evaluation, lazyseg.training, pytest, hypothesis  # noqa: E401, F401
+    try: import pydicom.pixels  # noqa: F401
+    except ImportError: pass
+    for name in [o for o in sys.modules if o.split('.')[0] == 'lazyseg']: del sys.modules[name]
+
+
+def main():
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument('--only', help='faults whose description holds one of these, parted by commas')
+    ask = ask.parse_args()
+    faults = [o for o in FAULTS if not ask.only or any(w.strip() in o[0] for w in ask.only.split(','))]
+    start, unseen = time.monotonic(), []
+    preload()
+    with tempfile.TemporaryDirectory() as home:
+        log = Path(home, 'log')
+        os.environ['TMPDIR'] = home
+        copy = make_copy(Path(home, 'whole'))
+        code = run_tests(copy, sorted({o[4] for o in faults}), log)
+        if code: sys.exit(f"The tests have to pass before anything is broken:\n{log.read_text()[-3000:]}")
+        print(f"as it is: {len({o[4] for o in faults})} tests pass", flush=True)
+        for what, module, old, new, test in faults:
+            try: code = run_tests(make_copy(Path(home, 'fault'), module, old, new), [test], log)
+            except LookupError as e: code, what = 7, f"{what}: {e}"
+            shutil.rmtree(Path(home, 'fault'), ignore_errors=True)
+            said = {0: 'NOT SEEN by', 1: 'seen by', 7: 'does not fit the code, for', 8: 'BREAKS THE IMPORT before'}.get(code, f'pytest stopped with {code} at')
+            print(f"{what}: {said} {test.rpartition('::')[2]}", flush=True)
+            if code != 1: unseen.append(what)
+    print(f"{len(faults)} faults, {len(faults) - len(unseen)} seen, in {time.monotonic() - start:.0f} s")
+    return 1 if unseen else 0
+
+
+if __name__ == '__main__': sys.exit(main())
