@@ -19,8 +19,10 @@ films[1] = 255 - films[1]
 segmenter = Segmenter(GeneratorScorer(Translator(m).there.generator, m.map), OperatingPoint(.05, smoothing=1.), about, KnownFilms.of(films[10:30], films[30:]))
 box = explore(segmenter, list(films[:4]))
 box.children[1].value = .4*box.children[1].max
-box.children[1].observe(lambda _: print('update', round(box.milliseconds)), 'value')
-box
+from ipywidgets import HTML, VBox
+clock = HTML()
+box.children[1].observe(lambda _: setattr(clock, 'value', clock.value + f' update {box.milliseconds:.0f}'), 'value')
+VBox([box, clock])
 """
 
 
@@ -54,5 +56,5 @@ def test_explore_follows_the_mouse(lab, lab_folder, page, pictures):
     page.drag(".widget-slider:nth-of-type(1) .noUi-handle", 160) # film
     wait_for(lambda: "film 1 of 4" not in page.js(said), 90, "another film")
     page.screenshot(pictures / "explore-after.png")
-    updates = [int(n) for n in re.findall(r"update (\d+)", page.js("document.querySelector('.jp-OutputArea').innerText"))]
+    updates = [int(n) for n in re.findall(r"update (\d+)", page.js(said))]
     assert updates and min(updates) < 100, f"updates took {updates} ms" # a busy machine stretches some; `benchmarks/segmenter.py` measures them
