@@ -57,7 +57,7 @@ test: setup
 # The library in an environment of its own, with today's fastai and fastcore, without nbdev, jupyterlab, papermill.
 test-latest:
 	$(PYTHON) -m venv .venv-latest
-	.venv-latest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade ".[audit,dicom]" pytest
+	.venv-latest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade ".[audit,dicom]" pytest hypothesis
 	cd tests && ../.venv-latest/bin/python -m pytest -q -p no:cacheprovider -m "not dev" .
 
 lab: setup
