@@ -68,6 +68,11 @@ class Counterpart(NamedTuple):
     delta: Tensor|None = None  # (B, 1, H, W), -1..1, what was added there
     flow: Tensor|None = None  # (B, 2, H, W), displacement (x, y) in pixels, where tissue was moved
 
+    def change(self, film:Tensor) -> Tensor: # (B, 1, H, W), grey values
+        "What was added to `film` (B, 1, H, W), or taken from it, before anything was moved."
+        if self.delta is None: return torch.zeros_like(film) if self.flow is not None else self.film - film
+        return self.delta if self.mask is None else self.mask * self.delta
+
 # %% ../nbs/02_models.ipynb #e3529e3f
 def warp(film:Tensor, # (B, C, H, W)
          flow:Tensor, # (B, 2, H, W), x and y in pixels
@@ -173,10 +178,11 @@ class Outliner(Generator):
 
 # %% ../nbs/02_models.ipynb #8401a1b0
 class Discriminator(nn.Module):
-    "Films (B, 1, H, W) in 0..1 to one verdict a patch, (B, 1, h, w): towards 1 healthy, towards 0 not."
+    "Films (B, 1, H, W) in 0..1 to one verdict a patch, (B, `verdicts`, h, w): towards 1 healthy, towards 0 not."
     def __init__(self, width:int=32, # features after the first layer
                  kind:str='batch', # normalisation, see `norm`
                  steps:int=3, # convolutions that halve the picture; one more gives the verdicts
+                 verdicts:int=1, # a patch
                 ):
         super().__init__()
         layers, c = [nn.Conv2d(1, width, 4, stride=2, padding=1), nn.LeakyReLU(.2, inplace=True)], width
@@ -184,7 +190,7 @@ class Discriminator(nn.Module):
             layers += [nn.Conv2d(c, 2*c, 4, stride=2, padding=1, bias=kind == 'none'), norm(kind, 2*c),
                        nn.LeakyReLU(.2, inplace=True)]
             c *= 2
-        self.layers = nn.Sequential(*layers, nn.Conv2d(c, 1, 4, stride=1, padding=1))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(c, verdicts, 4, stride=1, padding=1))
 
     def forward(self, film:Tensor) -> Tensor: return self.layers(film * 2 - 1)
 

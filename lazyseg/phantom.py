@@ -777,12 +777,13 @@ def play(disease:str='pneumonia', size:int=192, seed:int=0):
     "In JupyterLab: sliders for severity and every sign, and the film beside its twin."
     import ipywidgets as w # an extra: the library runs without it
     import matplotlib.pyplot as plt
+    from IPython.display import display
     def draw_film(severity, seed, outline, **signs):
         seen = render(disease, severity, size, seed, signs=signs, distractors=False)
         fig, axes = plt.subplots(1, 2, figsize=(7, 3.6), layout='constrained')
         for ax, k in zip(axes, ('film', 'twin')): ax.imshow(seen[k], cmap='gray', vmin=0, vmax=255), ax.axis('off')
         if outline and seen['truth'].any(): axes[0].contour(seen['truth'], [.5], colors='#E69F00', linewidths=1)
-        plt.show()
+        display(fig), plt.close(fig)
     one_of('disease', disease, DISEASES)
     slide = lambda value, most: w.FloatSlider(value, min=0, max=most, step=.05, continuous_update=False)
     sliders = dict(severity=slide(.7, 1), **{s: slide(v, 2) for s, v in SIGNS[disease].items()}, outline=w.Checkbox(False),
