@@ -203,7 +203,9 @@ def segment(films:list, # paths of films and folders
     if not (Path(model)/'settings.json').is_file(): raise LazysegError(f"{model} is not a model's folder: it holds no settings.json.") # said before the slow imports
     from lazyseg.segmenter import Segmenter, list_films, sha256
     out = Path(out)
-    paths = [p for f in films for p in list_films(f)[0] if out.resolve() not in p.resolve().parents] # no marks of marks
+    found = [p for f in films for p in list_films(f)[0]]
+    paths = [p for p in found if out.resolve() not in p.resolve().parents] # no marks of marks
+    if found and not paths: raise LazysegError(f"All films lie in {out}, where the marks are to go: choose another folder with -o.")
     segmenter = Segmenter.load(model)
     if threshold is not None and not math.isfinite(threshold): raise LazysegError(f"threshold is {threshold}; it has to be a number.")
     if threshold is not None: segmenter.point = replace(segmenter.point, threshold=threshold, rule='given by hand')

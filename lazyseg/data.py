@@ -34,11 +34,10 @@ from fastai.data.load import DataLoader
 from fastai.torch_core import default_device
 from fastcore.basics import patch
 from filelock import FileLock
-from PIL import Image
 from skimage.draw import polygon2mask
 
 from .core import LazysegError, cache_dir, one_of, progress, whole_file
-from .film import BIGGEST, PICTURES, VIEWS, make_view, read_film, resize, template_region, to_bytes, trim_box
+from .film import BIGGEST, PICTURES, VIEWS, is_dicom, make_view, read_film, resize, template_region
 
 # %% ../nbs/01_data.ipynb #79c2655b
 @dataclass

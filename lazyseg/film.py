@@ -41,13 +41,14 @@ def to_grey(image:Image.Image, # an opened picture
     if image.format != 'MPO' and getattr(image, 'n_frames', 1) > 1: # a phone's MPO is one photograph and its preview
         raise LazysegError(f"holds {image.n_frames} pictures; a film is one. Save the one you want as a file of its own.")
     white_is_zero = image.format == 'TIFF' and image.tag_v2.get(262, 0) == 0 # Pillow turns these over itself, but for deep ones
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ('I;16','I;16B','I;16L','I;16N','I'): return 1 - deep_grey(image) if white_is_zero else deep_grey(image)
     if image.mode in ('P','PA','LA','RGBA','La','RGBa') or 'transparency' in image.info:
         image = image.convert('RGBA')
         image = ImageChops.multiply(image.convert('L'), image.getchannel('A')) # over black
     grey = np.asarray(image.convert('L'), dtype=np.float32)
-    return grey/np.float32(255)
+    grey /= np.float32(255)
+    return grey
 
 # %% ../nbs/00a_film.ipynb #bede5c0b
 BIGGEST = 64_000_000 # pixels; a chest film has some 10 million, what has more than this is damaged or meant to harm
