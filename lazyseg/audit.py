@@ -24,7 +24,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from .core import LazysegError, one_of, progress
-from .data import Films, Source, VIEWS, get_films, get_source, label_sets, read_film, resize, trim_box
+from .data import Films, Source, get_films, get_source, label_sets
+from .film import VIEWS, read_film, resize, trim_box
 
 # %% ../nbs/01a_audit.ipynb #913f1ab5
 def shortcut_auroc(what:np.ndarray, # (N, H, W) what of each film may be looked at, or (N, F) features; numbers of any range

@@ -10,7 +10,8 @@ __all__ = ['NOTE', 'ROW', 'COMMANDS', 'CODES', 'say', 'bar', 'answer', 'train', 
            'parser', 'main']
 
 # %% ../nbs/cli.ipynb #42c5246e
-import argparse, csv, hashlib, json, os, sys
+import argparse, csv, hashlib, json, math, os, re, sys
+from collections import Counter
 from pathlib import Path
 
 from .core import LazysegError, project_root, whole_file
@@ -30,7 +31,8 @@ def answer(found:dict, # what the command found
            lines:list, # print these, for a person
           ):
     "The one thing a command prints on standard output."
-    print(json.dumps(found, allow_nan=False) if as_json else '\n'.join(map(str, lines)))
+    text, code = json.dumps(found, allow_nan=False) if as_json else '\n'.join(map(str, lines)), sys.stdout.encoding or 'utf-8'
+    print(text.encode(code, 'backslashreplace').decode(code)) # a path may hold what a terminal cannot show
 
 # %% ../nbs/cli.ipynb #a5993cfe
 def train(progress:bool=True, # show a bar over the cells
@@ -111,8 +113,14 @@ def film_names(paths:list, names:bool) -> list:
         try: return film_key(path)
         except LazysegError: return None
     if not names: return [key(p) for p in paths]
-    stems = [p.stem for p in paths]
-    return [n if stems.count(n) == 1 else f'{n}-{i + 1}' for i, n in enumerate(stems)]
+    stems = [re.sub(r'[\x00-\x1f\x7f\ud800-\udfff]', '_', p.stem)[:50] for p in paths] # what a table and a file's name can hold
+    count, taken, out = Counter(stems), set(stems), []
+    for i, n in enumerate(stems):
+        name = n if count[n] == 1 else f'{n}-{i + 1}'
+        while count[n] > 1 and name in taken: name += '-' # a file that is called so is there already
+        taken.add(name)
+        out.append(name)
+    return out
 
 def name_fault(error:LazysegError, path:Path, number:int, total:int, names:bool) -> tuple: # for the message, for the table
     "A fault with its film. Unless `names`, the table's words name nothing; messages name the path on a terminal, where they are seen and gone."
@@ -129,13 +137,15 @@ def read_rows(out:Path, made_by:str) -> dict: # film -> row
     "Rows of an earlier call that still hold: same model and settings, and their pictures there."
     file = out/'films.csv'
     if not file.is_file(): return {}
-    with open(file, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
-    return {r['film']: r for r in rows if r.get('made_by') == made_by and not r.get('fault')
-            and all((out/r[k]).is_file() for k in ('mask', 'overlay', 'dicom_seg') if r.get(k))}
+    try:
+        with open(file, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
+    except (OSError, ValueError, csv.Error): return {} # not a table of ours any more: all films are marked anew
+    return {r['film']: {k: r[k] for k in ROW} for r in rows if r.get('made_by') == made_by and not r.get('fault') and all(r.get(k) is not None for k in ROW)
+            and all((out/r[k]).is_file() for k in ('mask', 'overlay', 'dicom_seg') if r[k])}
 
 def write_rows(out:Path, rows:list):
     "films.csv, whole."
-    with whole_file(out/'films.csv') as p, open(p, 'w', newline='', encoding='utf-8') as f:
+    with whole_file(out/'films.csv') as p, open(p, 'w', newline='', encoding='utf-8', errors='backslashreplace') as f:
         table = csv.DictWriter(f, ROW)
         table.writeheader()
         table.writerows(rows)
@@ -153,7 +163,7 @@ def write_result(out:Path, key:str, path:Path, result, about:dict, dicom:bool) -
         row['dicom_seg'] = f'dicom_seg/{key}.dcm'
         with whole_file(out/row['dicom_seg']) as p: save_dicom_seg(path, mask, about, p)
     return row | dict(height=mask.shape[0], width=mask.shape[1], image_score=round(result.image_score, 5), marked=round(float(mask.mean()), 6),
-                      distance=round(result.distance, 3), warnings='; '.join(result.warnings), fault='')
+                      distance=round(result.distance, 3) if math.isfinite(result.distance) else '', warnings='; '.join(result.warnings), fault='')
 
 # %% ../nbs/cli.ipynb #a8b90ef3
 def segment_batch(job:dict, paths:list, first:int, # number of the first film
@@ -193,8 +203,11 @@ def segment(films:list, # paths of films and folders
     if not (Path(model)/'settings.json').is_file(): raise LazysegError(f"{model} is not a model's folder: it holds no settings.json.") # said before the slow imports
     from lazyseg.segmenter import Segmenter, list_films, sha256
     out = Path(out)
-    paths = [p for f in films for p in list_films(f)[0] if out.resolve() not in p.resolve().parents] # no marks of marks
+    found = [p for f in films for p in list_films(f)[0]]
+    paths = [p for p in found if out.resolve() not in p.resolve().parents] # no marks of marks
+    if found and not paths: raise LazysegError(f"All films lie in {out}, where the marks are to go: choose another folder with -o.")
     segmenter = Segmenter.load(model)
+    if threshold is not None and not math.isfinite(threshold): raise LazysegError(f"threshold is {threshold}; it has to be a number.")
     if threshold is not None: segmenter.point = replace(segmenter.point, threshold=threshold, rule='given by hand')
     if segmenter.about['view'] != 'film' and not lungs:
         raise LazysegError(f"This model sees the view {segmenter.about['view']!r}: give a folder of lung masks, named like the films, with --lungs.")

@@ -14,8 +14,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastprogress.fastprogress import IN_NOTEBOOK, progress_bar
-
 # %% ../nbs/core.ipynb #d0737f32
 class LazysegError(ValueError):
     "A fault in what the user gave: the message says what is wrong, where, and what to do."
@@ -46,9 +44,11 @@ def cache_dir(*parts:str, # sub-folders, made if they are missing
     root = project_root()
     if os.environ.get('LAZYSEG_CACHE'): home = Path(os.environ['LAZYSEG_CACHE']).expanduser()
     elif (root/'settings.ini').is_file(): home = root/'data'/'cache'
-    else: home = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'lazyseg'
+    else: home = Path(os.environ.get('XDG_CACHE_HOME') or Path(os.path.expanduser('~'))/'.cache')/'lazyseg'
     folder = home.joinpath(*parts)
-    try: folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if folder.parts[0] == '~': raise OSError(None, 'there is no home folder') # or a folder of that name would be made here
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise LazysegError(f"The cache folder {folder} cannot be made ({e.strerror}). "
                            "Set LAZYSEG_CACHE to a folder that can be written.") from e
@@ -91,6 +91,7 @@ def in_lines(items, total:int=None, text:str='', every:float=20., # seconds betw
 # %% ../nbs/core.ipynb #4b0bda7e
 def somebody_watches() -> bool:
     "Whether a progress bar would be seen: in a notebook or on a terminal, not in a file."
+    from fastprogress.fastprogress import IN_NOTEBOOK # here, since a command that only prints its help need not wait for it
     return IN_NOTEBOOK or sys.stdout.isatty()
 
 def progress(items, # what to go through
@@ -100,6 +101,7 @@ def progress(items, # what to go through
     "Go through `items` behind a progress bar that vanishes when it is done; without one where nobody could see it."
     if os.environ.get('LAZYSEG_LINES'): return in_lines(items, total, text)
     if not somebody_watches(): return items
+    from fastprogress.fastprogress import progress_bar
     bar = progress_bar(items, total=total, leave=False)
     if text: bar.comment = text
     return bar

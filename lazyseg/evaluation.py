@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ZONES', 'COLUMNS', 'dice', 'iou', 'marked_area', 'paper_accuracy', 'pixel_average_precision', 'pixel_auroc',
-           'image_score', 'image_auroc', 'pointing_game', 'share_inside', 'boxes_to_masks', 'energy_in_box',
-           'lung_zones', 'zones_to_masks', 'Measured', 'check_input', 'measure', 'ap_from_counts', 'auroc_from_counts',
+           'image_auroc', 'pointing_game', 'share_inside', 'boxes_to_masks', 'energy_in_box', 'lung_zones',
+           'zones_to_masks', 'Measured', 'check_input', 'measure', 'ap_from_counts', 'auroc_from_counts',
            'patient_draws', 'metric_draws', 'summarise', 'evaluate', 'best_dice', 'compare', 'precision_recall',
            'sensitivity_by_marked_area', 'curves_figure', 'pick_cases', 'case_page', 'as_text', 'results_table',
            'repeatability', 'label_only_criteria', 'shuffle_weights']
@@ -23,7 +23,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from .core import LazysegError, one_of
 from .thresholding import (_NEIGHBOURS, OperatingPoint, count_above, dice_from_areas, draw_outline,
-                                  estimate_dice, threshold_for_marked_area)
+                                  estimate_dice, image_score, threshold_for_marked_area)
 
 # %% ../nbs/05_evaluation.ipynb #4a5ed52c
 def _areas(mask, truth): # (...,H,W) both -> hit, marked, true pixels (...)
@@ -61,14 +61,6 @@ def pixel_average_precision(scores, truth): # (...,H,W) both -> 0..1
 def pixel_auroc(scores, truth): # (...,H,W) both -> 0..1
     "Area under the ROC curve over all pixels; nan unless some pixels are true and some are not."
     return _ranking(roc_auc_score, scores, truth)
-
-def image_score(maps, # (N,H,W) scores
-                share:float=.01, # which share of the pixels is averaged
-               ) -> np.ndarray: # (N,)
-    "How diseased a film is: the mean of its top 1% of pixels, a maximum that one pixel cannot fool."
-    flat = np.asarray(maps, np.float32).reshape(len(maps), -1)
-    k = max(1, round(share*flat.shape[1]))
-    return np.partition(flat, -k, axis=1)[:,-k:].mean(1)
 
 def image_auroc(maps, diseased): # (N,H,W) scores, (N,) bool -> 0..1
     "Area under the ROC curve of the films' `image_score`. High values say nothing about where the map points."

@@ -20,7 +20,8 @@ import pandas as pd
 
 from .cli import train
 from .core import LazysegError, forget_place, one_of, project_root, whole_file
-from .data import Films, Source, resize, to_bytes
+from .data import Films, Source
+from .film import resize, to_bytes
 from .evaluation import COLUMNS, as_text, dice
 from .phantom import render
 from .runs import DISEASES, MARKED, SOURCES, TRUTH, Settings, check_settings, outline, read_metrics, save_figure, whole_number, yes_or_no

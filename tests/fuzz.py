@@ -418,6 +418,235 @@ def huge(rng):
 def _huge(data, folder): read_picture(data, folder, 'film.png')
 
 
+# -- models, arrays, the command line --------------------------------------------------------------------------------------
+
+@lru_cache
+def model_files():
+    "A small untrained model's folder: {name: bytes}."
+    import torch
+    from lazyseg.models import Generator, GeneratorScorer, Outliner, PupilScorer
+    from lazyseg.segmenter import KnownFilms, Segmenter
+    from lazyseg.thresholding import Calibration, OperatingPoint
+    torch.manual_seed(0)
+    choices = dict(head='mask', width=8, blocks=1, norm='batch', upsample='resize', skips=False, halvings=0, map='difference')
+    rng = np.random.default_rng(0)
+    films = (rng.random((60, 1, 1))*150 + rng.random((60, 32, 32))*100).astype(np.uint8)
+    scorer = PupilScorer(Outliner(8), GeneratorScorer(Generator(8, 1), 'difference'))
+    about = dict(choices=choices, name='lazyseg', size=32, width=32, view='film', disease='pneumonia', source='phantom', seed=0, credit='', films=dict(healthy=dict(films=3, patients=3)))
+    model = Segmenter(scorer, OperatingPoint(.1, smoothing=1.), about, KnownFilms.of(films[:40], films[40:]), Calibration(np.zeros((32, 32), np.float32), np.ones((32, 32), np.float32)))
+    with tempfile.TemporaryDirectory() as d:
+        model.save(d)
+        return {p.name: p.read_bytes() for p in Path(d).iterdir()} | {'metrics.json': b'{"results": {}}'}
+
+
+def lay_model(folder, files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items(): (folder/name).write_bytes(data)
+    return folder
+
+
+@lru_cache
+def good_model():
+    from lazyseg.segmenter import Segmenter
+    with tempfile.TemporaryDirectory() as d: return Segmenter.load(lay_model(Path(d)/'m', model_files()))
+
+
+FILM = np.random.default_rng(1).integers(0, 256, (40, 36)).astype(np.uint8)
+
+
+def right_result(found, shape):
+    h, w = found.seen.shape
+    assert found.mask.shape == found.map.shape == shape and found.mask.dtype == bool and found.marks.shape == found.scores.shape == (h, w)
+    assert np.isfinite(found.map).all() and found.map.min() >= 0 and np.isfinite(found.counterpart).all() and np.isfinite(found.image_score)
+
+
+def load_and_use(folder):
+    from lazyseg.segmenter import Segmenter
+    model = Segmenter.load(folder)
+    lungs = np.zeros(FILM.shape, bool); lungs[8:30, 4:15] = lungs[8:30, 20:32] = True
+    right_result(model.segment(FILM, lungs), FILM.shape)
+
+
+@target('model settings', 500, lambda rng: hurt_json(json.loads(model_files()['settings.json']), rng))
+def _settings(data, folder): load_and_use(lay_model(folder/'m', model_files() | {'settings.json': data}))
+
+
+def hurt_numbers(rng):
+    "A safetensors file hurt: its header's tree, its bytes, or its numbers. Its sha256 in settings.json is right, as a stranger would make it."
+    name = str(rng.choice(['weights.safetensors', 'known.safetensors']))
+    data = model_files()[name]
+    n = int.from_bytes(data[:8], 'little')
+    way = rng.integers(0, 5)
+    if way == 0: return name, hurt_bytes(data, rng, upto=int(rng.choice([8, n, 10**6])))
+    if way == 1: return name, data[:8 + n] + hurt_bytes(data[8 + n:], rng, 2)
+    head = json.loads(data[8:8 + n])
+    if way == 2: head = hurt_tree(head, rng)
+    else: # another type, a huge shape, another place
+        part = head[str(rng.choice(list(head)))]
+        what = rng.integers(0, 4)
+        if what == 0: part['dtype'] = str(rng.choice(['F64', 'F16', 'BF16', 'I64', 'U8', 'BOOL', 'F8_E4M3', 'X']))
+        elif what == 1: part['shape'] = [[2**40, 2**40], [2**62], [0], [], [-1], part['shape'][::-1], [1, *part['shape']]][int(rng.integers(7))]
+        elif what == 2: part['data_offsets'] = [[0, 2**62], [4, 0], [-4, 0], [0, 0], [2**63, 2**63]][int(rng.integers(5))]
+        else: head[str(rng.choice(['extra', 'pupil.x', '../../up', 'generator.', '']))] = part
+    text = json.dumps(head).encode()
+    return name, len(text).to_bytes(8, 'little') + text + data[8 + n:]
+
+
+@target('model numbers', 500, hurt_numbers)
+def _numbers(data, folder):
+    import hashlib
+    name, data = data
+    about = json.loads(model_files()['settings.json'])
+    about['files'][name] = hashlib.sha256(data).hexdigest()
+    load_and_use(lay_model(folder/'m', model_files() | {name: data, 'settings.json': json.dumps(about).encode()}))
+
+
+def odd_model(rng): return [(str(rng.choice(['weights.safetensors', 'known.safetensors', 'settings.json', 'metrics.json', 'README.md'])), int(rng.integers(0, 9))) for _ in range(rng.integers(1, 4))]
+
+
+@target('model folder', 150, odd_model)
+def _folder(data, folder):
+    "Files that are missing, empty, folders, links to elsewhere, pipes, pickles, of another model, or too many."
+    import pickle
+    m = lay_model(folder/'m', model_files())
+    for name, way in data:
+        file = m/name
+        shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+        if way == 1: file.write_bytes(b'')
+        elif way == 2: file.mkdir()
+        elif way == 3: file.symlink_to('/dev/zero')
+        elif way == 4: file.symlink_to(folder/'elsewhere'); (folder/'elsewhere').write_bytes(model_files()[name]) # the Hub's cache is made of links
+        elif way == 5: file.symlink_to(file.name)
+        elif way == 6: os.mkfifo(file)
+        elif way == 7: file.write_bytes(pickle.dumps(dict(a=1))); (m/'pytorch_model.bin').write_bytes(pickle.dumps(1)); (m/'config.json').write_text('{"auto_map": "x.py"}')
+        elif way == 8: # longer than any memory, in no room on the disk
+            with open(file, 'wb') as f: f.truncate(1 << 40)
+    load_and_use(m)
+
+
+def odd_array(rng):
+    "Arrays of any type, shape and content; mostly what one might give by mistake."
+    kind = str(rng.choice(['u1', 'u2', 'u4', 'u8', 'i1', 'i2', 'i4', 'i8', 'f2', 'f4', 'f8', 'g', '?', 'c8', 'O', 'U3', 'M8[s]', 'V4']))
+    h, w = (int(rng.choice([0, 1, 2, 15, 16, 17, 40, 300])) for _ in 'hw')
+    shape = [(), (h,), (h, w), (h, w), (h, w), (1, h, w), (2, h, w), (h, w, 1), (h, w, 2), (h, w, 3), (h, w, 4), (1, 1, h, w)][int(rng.integers(12))]
+    values = rng.integers(0, 256, shape)
+    if kind[0] in 'fg' and rng.random() < .7: values = rng.random(shape)
+    try: array = np.asarray(values).astype(kind)
+    except (TypeError, ValueError): array = np.zeros(shape, kind)
+    if array.size and array.dtype.kind in 'iufg' and rng.random() < .5:
+        top = np.iinfo(kind) if array.dtype.kind in 'iu' else np.finfo(kind)
+        odd = [top.max, top.min, 0, 1] + ([np.nan, np.inf, -np.inf, -0., 1e-320] if array.dtype.kind == 'f' else [])
+        array.flat[int(rng.integers(array.size))] = odd[int(rng.integers(len(odd)))]
+        if rng.random() < .2: array[...] = odd[int(rng.integers(len(odd)))]
+    way = rng.integers(0, 12)
+    if way == 0: return np.broadcast_to(np.uint8(7), (100_000, 100_000))
+    if way == 1 and array.ndim: return array[::-1]
+    if way == 2: return array.T
+    if way == 3: return array.tolist()
+    if way == 4: return [array, FILM]
+    if way == 5: return [None, {}, 'nowhere.png', 3, [], [[]], '', '\0', b'x', '~nobody/x', float('nan')][int(rng.integers(11))]
+    if way in (6, 7):
+        import torch
+        try: film = torch.from_numpy(np.ascontiguousarray(array))
+        except TypeError: return array
+        return film.to(torch.bfloat16).requires_grad_() if way == 7 and film.is_floating_point() else film
+    return array
+
+
+@target('arrays', 800, odd_array)
+def _arrays(film, folder):
+    found = good_model().segment(film)
+    for o in found if isinstance(found, list) else [found]: right_result(o, o.place.shape)
+
+
+def hurt_film(rng):
+    kind = str(rng.choice(['PNG', 'JPEG', 'TIFF', 'BMP', 'WEBP', 'DICOM']))
+    if kind == 'DICOM': return 'film.dcm', hurt_dicom(rng.choice(np.array(dicoms(), object)), rng)
+    return 'film.png', (hurt_png if kind == 'PNG' else header_first)(rng.choice(np.array(of_kind(kind), object)), rng)
+
+
+@target('segment files', 400, hurt_film)
+def _files(data, folder):
+    from lazyseg.data import read_film
+    (folder/data[0]).write_bytes(data[1])
+    found = good_model().segment(folder/data[0])
+    right_result(found, read_film(folder/data[0]).shape)
+    found.overlay(folder/data[0])
+
+
+@target('huge films marked', 4, huge)
+def _huge_marked(data, folder):
+    (folder/'film.png').write_bytes(data)
+    found = good_model().segment(folder/'film.png')
+    found.mask, found.overlay(folder/'film.png')
+
+
+@target('dicom seg', 150, lambda rng: (hurt_dicom(rng.choice(np.array(dicoms(), object)), rng), str(rng.choice(NASTY)), rng.random() < .7))
+def _seg(data, folder):
+    import pydicom
+    from lazyseg.data import read_film
+    from lazyseg.segmenter import save_dicom_seg
+    film = data[0]
+    if data[2]: # with what a SEG object refers to
+        try:
+            ds = pydicom.dcmread(io.BytesIO(film)); ds.StudyInstanceUID = ds.SeriesInstanceUID = '1.2.4'
+            f = io.BytesIO(); ds.save_as(f); film = f.getvalue()
+        except Exception: pass
+    (folder/'film.dcm').write_bytes(film)
+    save_dicom_seg(folder/'film.dcm', read_film(folder/'film.dcm') > .5, dict(disease=data[1]), folder/'seg.dcm')
+    seg = pydicom.dcmread(folder/'seg.dcm'); kept = pydicom.dcmread(folder/'film.dcm')
+    assert (seg.Rows, seg.Columns) == (kept.Rows, kept.Columns)
+
+
+ODD_NAMES = [b'a.png', b'A.PNG', b'a.jpg', b'a-1.png', b'-o.png', b'--help.png', b'\xff\xfe.png', 'Müller Jürgen.png'.encode(), b'new\nline.png', b'x'*240 + b'.png', b'~nobody.png', b'$(touch up).png',
+             b';touch up;.png', b'..png', b'a..png', b'1.2.840.1', b'..\\..\\up.png', b'%s{0}.png', b'films.csv.png', b'=1+1.png', '\u202egnp.png'.encode(), b' .png', b'con.png']
+
+
+def odd_call(rng):
+    "A folder of odd films, options, and what lies in the way."
+    films = [(bytes(rng.choice(np.array(ODD_NAMES, object))), *hurt_film(rng)[1:], rng.random() < .6) for _ in range(rng.integers(1, 5))]
+    flags = [o for o in ('--names', '--json', '--dicom', '--quiet') if rng.random() < .3]
+    if rng.random() < .2: flags += ['--threshold', str(rng.choice(['nan', 'inf', '-1', '0.5', '1e400', 'x']))]
+    if rng.random() < .1: flags += ['--lungs', 'nowhere']
+    return films, flags, int(rng.integers(0, 12)), hurt_text('number,film,height,width,image_score,marked,distance,warnings,fault,mask,overlay,dicom_seg,made_by\n1,a,48,40,0,0,0,,,../../up.png,/etc/passwd,,x\n', rng), rng.integers(0, 2)
+
+
+@target('command line', 500, odd_call)
+def _command(data, folder):
+    from contextlib import redirect_stderr, redirect_stdout
+    from lazyseg.cli import main
+    films, flags, way, table, twice = data
+    model, given, out = lay_model(folder/'m', model_files()), folder/'films', folder/'out'
+    given.mkdir()
+    for i, (name, film, whole) in enumerate(films):
+        with open(os.path.join(os.fsencode(given), name), 'wb') as f: f.write(of_kind('PNG')[i % 3] if whole else film)
+    if way == 0: out.write_bytes(b'a file')
+    elif way == 1: out = folder/'m'/'settings.json'/'out'
+    elif way in (2, 3, 4): out.mkdir(); (out/'films.csv').write_bytes(table)
+    elif way == 5: out.mkdir(); (out/'masks').write_bytes(b'a file')
+    elif way == 6: out = given
+    elif way == 7: (given/'dir.png').mkdir(); (given/'loop').symlink_to(given); (given/'gone.png').symlink_to('nowhere'); os.mkfifo(given/'pipe.png')
+    elif way == 8: (out/'films.csv').mkdir(parents=True)
+    elif way == 9: model = folder/'films'
+    elif way == 10: out = folder/'deep'/'er'/'näme with space'
+    elif way == 11: out.mkdir(); (out/'masks').symlink_to(folder/'nowhere')
+    before = {p: (p.is_file() and not p.is_symlink() and p.read_bytes()) for p in folder.rglob('*') if out not in p.parents and p != out and not p.is_fifo()}
+    said, err = io.TextIOWrapper(io.BytesIO(), 'utf-8'), io.StringIO() # strict, as a terminal is
+    for _ in range(1 + int(twice)):
+        try:
+            with redirect_stdout(said), redirect_stderr(err): code = main(['segment', str(given), '-m', str(model), '-o', str(out), *flags])
+        except SystemExit as e: code = e.code
+        assert code in (0, 1, 2, 3), code
+    after = {p for p in folder.rglob('*') if out not in p.parents and p != out}
+    new = after - {folder/'deep', folder/'deep'/'er'} - {p for p in folder.rglob('*') if p.is_fifo()} - set(before)
+    assert not new and all(p.read_bytes() == b for p, b in before.items() if b), f'outside of the output folder: {sorted(map(str, new))}'
+    if out.is_dir() and code in (0, 3):
+        import csv
+        rows = list(csv.DictReader(open(out/'films.csv', newline='', encoding='utf-8')))
+        assert [o for o in rows if o['mask']] and all((out/o['mask']).resolve().is_relative_to(out.resolve()) and (out/o['overlay']).is_file() for o in rows if o['mask'])
+    if code: from lazyseg.core import LazysegError; raise LazysegError('refused, with a code')
+
+
 # -- the runner ------------------------------------------------------------------------------------------------------------
 
 class Hang(BaseException): pass
@@ -516,7 +745,9 @@ def main():
     ask.add_argument('--seed', type=int, default=0)
     ask = ask.parse_args()
     warnings.simplefilter('ignore')
-    import lazyseg.data # so that its own memory and time do not count
+    import lazyseg.data, lazyseg.segmenter, lazyseg.cli # so that their own memory and time do not count
+    import torch; torch.set_num_threads(1) # a forked worker has no threads of its parent
+    good_model(), dicoms(), pictures()
     if ask.at is not None:
         with tempfile.TemporaryDirectory() as scratch:
             os.environ['LAZYSEG_CACHE'] = f'{scratch}/cache'

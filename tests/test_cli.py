@@ -38,12 +38,11 @@ def segment(films, kept, out, *more): return cli.main(["segment", str(films), "-
 
 
 def test_help_is_quick_and_complete():
-    start = time.perf_counter()
     said = subprocess.run([*START, "--help"], capture_output=True, text=True, check=True).stdout
     assert all(name in said for name in cli.COMMANDS) and "exit codes" in said and "Not a medical device" in " ".join(said.split())
     heavy = subprocess.run([sys.executable, "-c", "import sys; from lazyseg.cli import parser; parser(); print([m for m in ('torch', 'fastai', 'pandas', 'matplotlib', 'numpy') if m in sys.modules])"],
                            capture_output=True, text=True, check=True).stdout
-    assert heavy.strip() == "[]" and time.perf_counter() - start < 30
+    assert heavy.strip() == "[]"
     for name in cli.COMMANDS:
         with pytest.raises(SystemExit) as stopped: cli.main([name, "--help"])
         assert stopped.value.code == 0
@@ -219,3 +218,11 @@ def test_wrong_diseases_and_sources_are_named(capsys, tmp_path):
     for args in (["train", "herna"], ["phantom", "herna", "-o", str(tmp_path / "x")], ["audit", "--source", "nosuch"], ["audit", "--data", "nowhere"]):
         assert cli.main(args) == 1
     assert capsys.readouterr().err.count("lazyseg: ") == 4 and not list(tmp_path.iterdir())
+
+
+def test_marking_a_film_waits_for_nothing_it_does_not_need(kept, films, tmp_path):
+    "What training, tables and figures need takes longer to import than all of the work."
+    code = ("import sys; from lazyseg.cli import main; done = main(sys.argv[1:]); "
+            "print(sorted({'pandas', 'matplotlib', 'sklearn', 'skimage', 'scipy.stats', 'fastai', 'IPython', 'ipywidgets', 'torchvision'} & set(sys.modules)), done)")
+    said = subprocess.run([sys.executable, "-c", code, "segment", films / "film0.png", "-m", kept, "-o", tmp_path / "out"], capture_output=True, text=True)
+    assert said.stdout.endswith("[] 0\n"), said.stdout + said.stderr

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lazyseg import data
+from lazyseg import data, film
 from lazyseg.core import LazysegError
 from lazyseg.data import (add_truth, coco_runs, draw_shapes, get_films, get_source, make_view, nih_table, read_film, resize, set_split,
                           split_patients, template_region, unpaired_loaders)
@@ -219,7 +219,7 @@ def test_bad_files_are_named_counted_skipped_or_stopped_on(tmp_path):
 
 
 def test_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, 'BIGGEST', 1000)
+    monkeypatch.setattr(film, 'BIGGEST', 1000)
     picture(tmp_path/'big.png')
     with pytest.raises(LazysegError, match='1,280 pixels'): read_film(tmp_path/'big.png')
     def header(w, h): # a PNG that claims to be huge and holds nothing

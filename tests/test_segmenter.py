@@ -12,7 +12,7 @@ from PIL import Image
 
 from lazyseg import segmenter as S
 from lazyseg.core import LazysegError
-from lazyseg.data import make_view
+from lazyseg.film import make_view
 from lazyseg.segmenter import KnownFilms, Place, Segmenter
 from lazyseg.thresholding import Calibration, OperatingPoint
 from lazyseg.training import GeneratorScorer, Translator, method
@@ -90,7 +90,7 @@ def spoil_json(**changes):
     (spoil_json(format=3, version="9.0"), "format 3, written by lazyseg 9.0"),
     (spoil_json(format=None), "format"),
     (spoil_json(size=40.5), "size is 40.5"),
-    (spoil_json(size=20), "multiple of 8"),
+    (spoil_json(size=20), "multiple of 8"), (spoil_json(size=2**20), "multiple of 8"),
     (spoil_json(view="knee"), "film, crop"),
     (spoil_json(choices=dict(head="mask", magic=1)), "choices"),
     (spoil_json(operating_point=dict(threshold=1, magic=2)), "does not fit"),
