@@ -329,8 +329,9 @@ def score(self:Segmenter, views:np.ndarray, # (B, h, w) uint8, from `prepare`
     # where the scores are made of the counterpart alone, it is not drawn twice
     scores = MAPS[self.scorer.map](films, other) if hasattr(self.scorer, 'map') else self.scorer(films)
     scores = scores.float().cpu().numpy()
+    if self.calibration is not None: scores = self.calibration(scores)
     if not np.isfinite(scores).all(): raise LazysegError("The model's scores are not numbers on this film: its weights are damaged.")
-    return scores if self.calibration is None else self.calibration(scores), other.film[:, 0].float().cpu().numpy()
+    return scores, other.film[:, 0].float().cpu().numpy()
 
 @patch(as_prop=True)
 def device(self:Segmenter): return next(self.scorer.generator.parameters()).device

@@ -590,7 +590,7 @@ def _seg(data, folder):
     if data[2]: # with what a SEG object refers to
         try:
             ds = pydicom.dcmread(io.BytesIO(film)); ds.StudyInstanceUID = ds.SeriesInstanceUID = '1.2.4'
-            f = io.BytesIO(); ds.save_as(f); film = f.getvalue()
+            f = io.BytesIO(); ds.save_as(f, enforce_file_format=True); film = f.getvalue()
         except Exception: pass
     (folder/'film.dcm').write_bytes(film)
     save_dicom_seg(folder/'film.dcm', read_film(folder/'film.dcm') > .5, dict(disease=data[1]), folder/'seg.dcm')
