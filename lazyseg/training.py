@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'visible', 'haze', 'judge',
-           'frozen', 'Side', 'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs', 'Pace',
-           'Watch', 'schedule', 'get_learner', 'same_choices', 'Checkpoint', 'fingerprint', 'fit_method',
+           'Billed', 'bill', 'Side', 'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs',
+           'Pace', 'Watch', 'schedule', 'get_learner', 'same_choices', 'Checkpoint', 'fingerprint', 'fit_method',
            'second_stage']
 
 # %% ../nbs/03_training.ipynb #e0db7164
@@ -131,9 +131,23 @@ def judge(critic:nn.Module, # films to verdicts
     "Verdicts on each batch, all judged in one call so that batch statistics are shared."
     return critic(haze(torch.cat(films), strength)).split([len(f) for f in films])
 
-def frozen(module:nn.Module, on:bool=True):
-    "Let no gradient reach the weights of `module` (or let it again)."
-    for p in module.parameters(): p.requires_grad_(not on)
+class Billed(torch.autograd.Function):
+    "A cost whose gradient is known: the way back hands it out, and goes through no network again."
+    @staticmethod
+    def forward(ctx, cost, gradients, *payers):
+        ctx.gradients = gradients
+        return cost.clone()
+    @staticmethod
+    def backward(ctx, weight): return None, None, *[weight * g for g in ctx.gradients]
+
+def bill(cost:Tensor, # a number
+         seen:list[Tensor], # what `cost` was worked out from
+         payers:list[Tensor], # who gets the gradient of each
+         more:bool=False, # another bill comes from the same verdicts
+        ) -> Tensor: # the same number
+    "`cost`, with its gradient worked out now."
+    if not torch.is_grad_enabled(): return cost
+    with torch.autocast(cost.device.type, enabled=False): return Billed.apply(cost.detach(), torch.autograd.grad(cost, seen, retain_graph=more), *payers)
 
 # %% ../nbs/03_training.ipynb #b911da05
 class Side(nn.Module):
@@ -148,17 +162,16 @@ class Side(nn.Module):
 
     def bills(self, real:Tensor, made:Tensor, negatives:Tensor|None, m:Method) -> tuple[Tensor, Tensor]:
         "What fooling costs the generator, and what being fooled costs the critic."
-        extra = [] if negatives is None else [negatives]
-        verdicts = lambda made: [worst(v, m.suspicion) for v in judge(self.critic, [real, made, *extra], m.haze)]
-        frozen(self.critic)
-        fool = least_squares(verdicts(made)[1], 1.)
-        frozen(self.critic, False)
-        real, made, *sick = verdicts(made.detach())
+        extra, shown, weights = [] if negatives is None else [negatives], made.detach().requires_grad_(), list(self.critic.parameters())
+        verdict, seen, *sick = [worst(v, m.suspicion) for v in judge(self.critic, [real, shown, *extra], m.haze)]
         if m.separate and sick: # real or made, and, of real films alone, healthy or not
-            catch = least_squares(real, 1.) + least_squares(made[:, :1], 0.) / 2 + m.sick * least_squares(sick[0][:, 1:], 0.) / 2
-            return fool, catch / (1.5 + m.sick / 2)
-        catch = least_squares(real, 1.) + least_squares(made, 0.) + m.sick * sum(least_squares(v, 0.) for v in sick)
-        return fool, catch / (2 + m.sick * len(sick))
+            catch = least_squares(verdict, 1.) + least_squares(seen[:, :1], 0.) / 2 + m.sick * least_squares(sick[0][:, 1:], 0.) / 2
+            catch = catch / (1.5 + m.sick / 2)
+        else:
+            catch = least_squares(verdict, 1.) + least_squares(seen, 0.) + m.sick * sum(least_squares(v, 0.) for v in sick)
+            catch = catch / (2 + m.sick * len(sick))
+        fool = bill(least_squares(seen, 1.), [shown], [made], more=True)
+        return fool, bill(catch, weights, weights)
 
 # %% ../nbs/03_training.ipynb #2cfed74e
 class Translator(nn.Module):
