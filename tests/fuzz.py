@@ -589,7 +589,7 @@ def _seg(data, folder):
     film = data[0]
     if data[2]: # with what a SEG object refers to
         try:
-            ds = pydicom.dcmread(io.BytesIO(film)); ds.StudyInstanceUID = ds.SeriesInstanceUID = '1.2.4'
+            ds = pydicom.dcmread(io.BytesIO(film)); ds.StudyInstanceUID = ds.SeriesInstanceUID = '1.2.4'; ds.Modality = 'DX'
             f = io.BytesIO(); ds.save_as(f, enforce_file_format=True); film = f.getvalue()
         except Exception: pass
     (folder/'film.dcm').write_bytes(film)
