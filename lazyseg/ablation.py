@@ -45,6 +45,11 @@ VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'move only':            ('can disease be moved away?', 'lazyseg', FIRST | dict(head='move', map='displacement')),
     'warp without folds':   ('does it help that tissue cannot fold?', 'lazyseg', FIRST | dict(head='warp', halvings=5)),
     'flips':                ('may films be mirrored?', 'lazyseg', FIRST | dict(augment='paper')),
+    'haze':                 ('what if the discriminator sees all through noise?', 'lazyseg', FIRST | dict(haze=.02)),
+    'visible change':       ('what if it is the visible change that has its price?', 'lazyseg', FIRST | dict(faint=.02, area=.3)),
+    'separate verdicts':    ('what if real and healthy are asked apart?', 'lazyseg', FIRST | dict(separate=True)),
+    'steadfast':            ('and all three, where tissue may move and only intensity counts?', 'lazyseg',
+                             FIRST | dict(haze=.02, faint=.02, area=.3, separate=True, head='warp', map='intensity')),
     'transposed':           ('do transposed convolutions do as well?', 'lazyseg', FIRST | dict(upsample='transpose')),
 }
 

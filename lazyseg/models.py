@@ -46,10 +46,10 @@ class EnlargeConv(nn.Conv2d):
     "Twice the size by repeating pixels, then a 3x3 convolution with reflected edges, as one transposed convolution: (B, C, H, W) to (B, D, 2H, 2W)."
     def __init__(self, c_in:int, c_out:int, bias:bool=True): # C, D
         super().__init__(c_in, c_out, 3, bias=bias)
-        self.register_buffer('sums', torch.tensor([[1., 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]), persistent=False) # 3 weights to 4
 
     def forward(self, x:Tensor) -> Tensor:
-        kernel = torch.einsum('oiab,ap,bq->iopq', self.weight.flip(2, 3), self.sums, self.sums)
+        sums = self.weight.new_tensor([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]) # 3 weights to 4
+        kernel = torch.einsum('oiab,ap,bq->iopq', self.weight.flip(2, 3), sums, sums)
         # The enlarged picture's reflected edge is its edge once more.
         return F.conv_transpose2d(F.pad(x, (1,)*4, mode='replicate'), kernel.contiguous(), self.bias, stride=2, padding=3)
 
