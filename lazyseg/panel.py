@@ -225,7 +225,11 @@ def mark_draws(counts:dict, # from `count_marks`
         confusion = sums/sums.sum(2, keepdims=True)
         out = dict(dice=(weights @ (dice*ill))/(weights @ ill), confusion=confusion, on_others=1 - confusion[:, range(k), range(k)] - confusion[:, :, k],
                    marked_without=(weights @ (marked*~ill))/(weights @ ~ill)/counts['pixels'])
-    return out | dict(mean_dice=np.nanmean(out['dice'], 1), mean_on_others=np.nanmean(out['on_others'], 1))
+    return out | dict(mean_dice=_mean_of(out['dice']), mean_on_others=_mean_of(out['on_others']))
+
+def _mean_of(values): # (n, K), nan where not defined -> (n,)
+    there = np.isfinite(values)
+    with np.errstate(invalid='ignore'): return np.where(there, values, 0).sum(1)/there.sum(1)
 
 def measure_marks(counts:dict, patients, chosen=None, # (N,) bool: which films; all
                   n_boot:int=1000, seed:int=0) -> dict: # nested lists of {value, low, high}
@@ -370,8 +374,8 @@ PANEL_FORMAT = 1 # of the folder; raise it when an older lazyseg could not read 
 def halved(segmenter:Segmenter) -> Segmenter:
     "The same with weights of 16 bits: half the size on disk."
     scorer = copy.copy(segmenter.scorer)
-    for part in ('pupil', 'generator', 'teacher'):
-        if hasattr(scorer, part) and part != 'teacher': setattr(scorer, part, copy.deepcopy(getattr(scorer, part)).half())
+    for part in ('pupil', 'generator'):
+        if hasattr(scorer, part): setattr(scorer, part, copy.deepcopy(getattr(scorer, part)).half())
     return replace(segmenter, scorer=scorer, known=None, metrics=None)
 
 @patch
@@ -379,7 +383,7 @@ def save(self:Panel, folder:str|Path) -> Path:
     "Write the panel's folder: a model folder for each disease, the diagnosis, and panel.json last."
     folder, d = Path(folder), self.diagnosis
     for name, s in self.segmenters.items(): halved(s).save(folder/name)
-    numbers = {f'net.{k}': v.detach().cpu().contiguous() for k, v in d.model.state_dict().items()}
+    numbers = {f'net.{k}': v.detach().cpu().contiguous() for k, v in copy.deepcopy(d.model).half().state_dict().items()}
     numbers |= {f'limits.{k}': torch.as_tensor(np.asarray(getattr(d, k), np.float64)) for k in ('slope', 'shift', 'low', 'high')}
     if self.known is not None: numbers |= {f'known.{k}': torch.as_tensor(np.asarray(v, np.float32)) for k, v in vars(self.known).items()}
     with whole_file(folder/'diagnosis.safetensors') as p: save_file(numbers, p)
@@ -452,7 +456,7 @@ def demo_folder() -> Path: # of the panel that comes with the project
 # %% ../nbs/08_several_diseases.ipynb #0b37868e
 PANELS = { # what a training of a panel costs; the networks are small, so that the whole panel is
     'smoke': dict(size=32, films=200, steps=6, epochs=1, width=8, critic_width=8),
-    'cpu': dict(size=64, films=3500, steps=800, epochs=8, width=8, critic_width=16),
+    'cpu': dict(size=64, films=3500, steps=1000, epochs=10, width=8, critic_width=16),
     'gpu': dict(size=128, films=10_000, steps=20_000, epochs=20, width=16, critic_width=32),
 }
 
