@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['WAYS', 'ABSENT', 'UNSURE', 'PRESENT', 'STATES', 'RULES', 'COLOURS', 'PANEL_FORMAT', 'PANELS', 'Several',
            'several_films', 'one_disease', 'diagnosis_net', 'Diagnosis', 'calibrate_diagnosis', 'fit_diagnosis',
-           'calibration_error', 'with_interval', 'draws_of', 'measure_diagnosis', 'settle', 'choose_rule',
-           'count_marks', 'mark_draws', 'measure_marks', 'compare_marks', 'Diagnosed', 'Panel', 'palette', 'halved',
-           'net_width', 'panel_card', 'read_panel', 'is_panel', 'demo_folder', 'fit_one', 'marks_of', 'make_panel',
-           'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'figure_confusion']
+           'calibration_error', 'with_interval', 'draws_of', 'measure_diagnosis', 'cross_diagnose', 'settle',
+           'choose_rule', 'count_marks', 'mark_draws', 'measure_marks', 'compare_marks', 'Diagnosed', 'Panel',
+           'palette', 'label_picture', 'halved', 'net_width', 'panel_card', 'read_panel', 'load_model', 'fit_one',
+           'marks_of', 'make_panel', 'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'figure_confusion',
+           'explore_panel']
 
 # %% ../nbs/08_several_diseases.ipynb #f4c2be2a
 import copy, hashlib, json
@@ -23,6 +24,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
@@ -30,8 +32,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn, Tensor
 
 from .baselines import ArrayLoader, as_floats, make_resnet, train
-from .core import LazysegError, one_of, project_root, whole_file
-from .data import Films, label_sets
+from .core import LazysegError, one_of, whole_file
+from .data import Films, label_sets, patient_hash, split_patients
 from .evaluation import _image_auroc, patient_draws
 from .phantom import CREDIT, DISEASES, several_arrays
 from .runs import outline
@@ -156,12 +158,13 @@ def with_interval(draws) -> dict: # (1 + n,), the films as they are first, then 
 def draws_of(patients, n_boot:int=1000, seed:int=0): # (1 + n_boot, N): how often each film takes part
     return np.concatenate([np.ones((1, len(patients))), patient_draws(patients, n_boot, seed)])
 
-def measure_diagnosis(diagnosis:Diagnosis, probability, has, # (N, K) both
+def measure_diagnosis(diseases, # K names
+                      probability, states, has, # (N, K) each: 0..1, `ABSENT` `UNSURE` `PRESENT`, bool
                       patients, n_boot:int=1000, seed:int=0) -> dict: # {disease: {metric: {value, low, high}}}
     "How good the diagnosis is, with 95% intervals over patients. Accuracy, sensitivity and specificity say yes from a probability of one half on."
-    weights, states, out = draws_of(patients, n_boot, seed), diagnosis.states(probability), {}
+    weights, out = draws_of(patients, n_boot, seed), {}
     with np.errstate(invalid='ignore', divide='ignore'):
-        for k, name in enumerate(diagnosis.diseases):
+        for k, name in enumerate(diseases):
             p, y, s = probability[:, k], has[:, k], states[:, k]
             share = lambda what, among: (weights*(what & among)).sum(1)/(weights*among).sum(1)
             every = np.ones(len(y), bool)
@@ -171,6 +174,19 @@ def measure_diagnosis(diagnosis:Diagnosis, probability, has, # (N, K) both
                            falsely_present=share(s == PRESENT, ~y), unsure=share(s == UNSURE, every))
             out[name] = {key: with_interval(v) for key, v in metrics.items()} | dict(films=int(y.sum()))
     return out
+
+# %% ../nbs/08_several_diseases.ipynb #6abfac43
+def cross_diagnose(films:Several, folds:int=3, epochs:int=8, seed:int=0) -> tuple: # probability and state, (N, K) both
+    "For a few films, which are all needed: each is diagnosed by a model that has seen nothing of its patient."
+    fold = np.array([patient_hash(p, seed) % folds for p in films.table.patient])
+    probability, states = np.zeros(films.has.shape), np.zeros(films.has.shape, int)
+    for k in range(folds):
+        rest, rows = films[fold != k], fold == k
+        rest.table['split'] = split_patients(rest.table, valid=.25, test=0, seed=seed)
+        diagnosis = fit_diagnosis(rest, epochs, seed)
+        probability[rows] = diagnosis(films.film[rows])
+        states[rows] = diagnosis.states(probability[rows])
+    return probability, states
 
 # %% ../nbs/08_several_diseases.ipynb #c75df666
 RULES = dict(both='every disease keeps its marks', score='a pixel goes to the disease whose score is furthest above its own threshold',
@@ -300,6 +316,7 @@ class Panel:
 
     def __post_init__(self):
         one_of('rule', self.rule, RULES)
+        self.about = dict(self.about, view=self.first.about['view'])
         if tuple(self.segmenters) != tuple(self.diagnosis.diseases):
             raise LazysegError(f"The panel segments {', '.join(self.segmenters)} and diagnoses {', '.join(self.diagnosis.diseases)}: they have to agree, in this order.")
         if len(self.segmenters) > 8: raise LazysegError(f"{len(self.segmenters)} diseases: a panel has eight at most, as a byte has bits.")
@@ -367,6 +384,12 @@ def palette() -> list: # of 768 numbers, for a PNG of `Diagnosed.labels`
     "The colour of each sum of labels: the mean of its diseases' colours."
     mix = [np.mean([COLOURS[k] for k in range(8) if value >> k & 1] or [(0, 0, 0)], 0) for value in range(256)]
     return np.round(mix).astype(int).ravel().tolist()
+
+def label_picture(result:Diagnosed) -> Image.Image:
+    "`labels` as a picture whose pixels hold the numbers and show the colours."
+    picture = Image.fromarray(result.labels) # one byte a pixel
+    picture.putpalette(palette())
+    return picture
 
 # %% ../nbs/08_several_diseases.ipynb #14d0088d
 PANEL_FORMAT = 1 # of the folder; raise it when an older lazyseg could not read it rightly
@@ -448,10 +471,9 @@ def load(cls:Panel, folder:str|Path, # that `save` wrote
     own = {k: v for k, v in about.items() if k not in ('format', 'version', 'diseases', 'rule', 'width', 'files', 'models', 'note')}
     return cls(models, diagnosis, about['rule'], own, known, metrics)
 
-def is_panel(folder) -> bool: return (Path(folder)/'panel.json').is_file()
-
-def demo_folder() -> Path: # of the panel that comes with the project
-    return project_root()/'reports'/'panel'/'phantom-64'/'model'
+def load_model(folder, device=None): # a `Panel` or a `Segmenter`
+    "Whichever of the two the folder holds."
+    return (Panel if (Path(folder).expanduser()/'panel.json').is_file() else Segmenter).load(folder, device)
 
 # %% ../nbs/08_several_diseases.ipynb #0b37868e
 PANELS = { # what a training of a panel costs; the networks are small, so that the whole panel is
@@ -545,3 +567,28 @@ def figure_confusion(found:dict, # {name: what `measure_marks` gave}
         ax.set_title(name, fontsize=8)
     axes[0, 0].set_ylabel('model of', fontsize=8)
     return fig
+
+# %% ../nbs/08_several_diseases.ipynb #01d7ed16
+def explore_panel(panel:Panel, films, # see `explore`
+                 ): # an ipywidgets box; its attribute `inner` is the box of the disease that is shown
+    "What the diagnosis says, and `explore` for the disease that you choose."
+    import ipywidgets as widgets # `explore` has asked for it
+    from lazyseg.segmenter import explore
+    found, boxes = panel.segment(list_films(films)[0]), {}
+    choice = widgets.ToggleButtons(options=panel.diseases, description='disease')
+    text = widgets.HTML()
+    box = widgets.VBox([choice, text])
+    def tell(change): # below the buttons: the diagnosis of the film that is shown
+        r = found[change.new - 1]
+        text.value = ', '.join(f'<b>{d} {STATES[s]} {p:.2f}</b>' if s != ABSENT else f'{d} absent {p:.2f}' for d, s, p in zip(panel.diseases, r.state, r.probability))
+    def turn(change):
+        if change.new not in boxes:
+            boxes[change.new] = explore(replace(panel.segmenters[change.new], known=panel.known), films)
+            boxes[change.new].children[0].observe(tell, 'value') # its slider for the film
+        if hasattr(box, 'inner'): boxes[change.new].children[0].value = box.inner.children[0].value
+        box.inner = boxes[change.new]
+        box.children = [choice, text, box.inner]
+        tell(SimpleNamespace(new=box.inner.children[0].value))
+    choice.observe(turn, 'value')
+    turn(SimpleNamespace(new=choice.value))
+    return box
