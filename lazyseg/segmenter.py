@@ -689,12 +689,15 @@ class Explorer:
         return '<br>'.join(lines + [f'<b>{escape(w)}</b>' for w in r.warnings])
 
 # %% ../nbs/09_your_films.ipynb #9e0dd741
-def explore(segmenter:Segmenter,
+def explore(segmenter:Segmenter, # or a `Panel`, see the chapter on several diseases
             films, # a path, a folder, an array, or a list of these
            ): # an ipywidgets box; its attribute `point` is the operating point that the slider stands at
     "Film, counterpart, score and mask under your hands. Needs ipywidgets."
     try: import ipywidgets as widgets
     except ImportError as e: raise LazysegError("explore needs ipywidgets: pip install 'lazyseg[lab]'.") from e
+    if hasattr(segmenter, 'diagnosis'): # a panel: choose the disease first
+        from lazyseg.panel import explore_panel
+        return explore_panel(segmenter, films)
     seen = Explorer(segmenter, films)
     wide = dict(width='620px')
     top, start = seen.top, min(seen.point.threshold, seen.top)
