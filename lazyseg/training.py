@@ -147,7 +147,8 @@ def bill(cost:Tensor, # a number
         ) -> Tensor: # the same number
     "`cost`, with its gradient worked out now."
     if not torch.is_grad_enabled(): return cost
-    with torch.autocast(cost.device.type, enabled=False): return Billed.apply(cost.detach(), torch.autograd.grad(cost, seen, retain_graph=more), *payers)
+    exact = torch.autocast(cost.device.type, enabled=False) if torch.amp.is_autocast_available(cost.device.type) else nullcontext()
+    with exact: return Billed.apply(cost.detach(), torch.autograd.grad(cost, seen, retain_graph=more), *payers)
 
 # %% ../nbs/03_training.ipynb #b911da05
 class Side(nn.Module):
