@@ -106,9 +106,10 @@ def brief(text, most:int=100) -> str:
     return text if len(text) <= most else f'{text[:most]} ...'
 
 def label_sets(labels:pd.Series, # '|'-joined findings
-              ) -> list: # of sets, lower case
-    "The findings of each film as a set."
-    return [{o.strip().lower() for o in str(s).split('|') if o.strip()} for s in labels]
+              ) -> list: # of frozensets, lower case
+    "The findings of each film as a set; films with the same labels share one."
+    sets = {s: frozenset(o.strip().lower() for o in str(s).split('|') if o.strip()) for s in set(labels)}
+    return [sets[s] for s in labels]
 
 def query_labels(labels:pd.Series, # '|'-joined findings, a film a row
                  query:str, # 'Hernia', 'Edema|Effusion' (either), 'with Edema', 'without Edema', 'Edema without Pneumonia'
@@ -154,7 +155,7 @@ def split_patients(table:pd.DataFrame, # with `patient`; stratified by `diseased
     count = pd.Series([o for s in sets for o in s], dtype=object).value_counts()
     rarest = [min(s, key=lambda o: (count[o], o)) if s else '' for s in sets]
     frame = pd.DataFrame(dict(patient=table.patient.astype(str).to_numpy(), rarest=rarest))
-    frame['count'], frame['order'] = frame.rarest.map(count).fillna(0), [patient_hash(p, seed) for p in frame.patient]
+    frame['count'], frame['order'] = frame.rarest.map(count).fillna(0), frame.patient.map({p: patient_hash(p, seed) for p in set(frame.patient)})
     frame['sick'] = table.diseased.to_numpy(bool) if 'diseased' in table else False
     people = (frame.sort_values(['count','rarest']).groupby('patient')
               .agg(sick=('sick','max'), rarest=('rarest','first'), order=('order','first'), films=('order','size')).reset_index())
