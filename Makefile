@@ -37,7 +37,7 @@ help:
 $(VENV)/.installed: settings.ini setup.py
 	@echo "Setting up $(VENV): this downloads several gigabytes the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,lab,dicom]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,lab,dicom,download]"
 	@touch $@
 
 setup: $(VENV)/.installed

@@ -10,7 +10,7 @@ __all__ = ['SPLITS', 'BIGGEST_TEXT', 'TRUTHS', 'COLUMNS', 'PLAIN', 'KERMANY_CRED
            'vindr_boxes', 'chestxdet_polygons', 'chexlocalize_runs', 'siim_masks', 'read_truth', 'film_key', 'only_one',
            'add_truth', 'name_columns', 'pick_rows', 'years', 'finish_table', 'check_patients', 'load_row',
            'stored_shape', 'make_source', 'table_source', 'folder_source', 'find_folder', 'kermany_patient',
-           'pneumonia_source', 'nih_table', 'nih_source', 'index_files', 'outlined_source', 'download',
+           'pneumonia_source', 'nih_table', 'nih_source', 'index_files', 'outlined_source', 'newest_kept', 'download',
            'phantom_source', 'get_source', 'cache_key', 'FilmStore', 'fill_store', 'cached_parts', 'tell_faults',
            'pick_width', 'own_aspect', 'get_films', 'need_lungs', 'read_all', 'source_arrays', 'augment_batch',
            'let_go', 'UnpairedLoader', 'unpaired_loaders']
@@ -624,15 +624,26 @@ def outlined_source(kind:str, # one of OUTLINED
 # %% ../nbs/01_data.ipynb #c2f7440a
 KAGGLE = {'pneumonia': 'paultimothymooney/chest-xray-pneumonia', 'nih': 'nih-chest-xrays/sample', 'nih-full': 'nih-chest-xrays/data'}
 
+def newest_kept(handle:str, # 'owner/set'
+               ) -> str: # 'owner/set/versions/3', or '' where there is none
+    "The newest copy of a data set that kagglehub has kept whole."
+    from kagglehub.config import get_cache_folder
+    whole = [int(p.stem) for p in Path(get_cache_folder(), 'datasets', handle).glob('*.complete') if p.stem.isdigit()]
+    return f'{handle}/versions/{max(whole)}' if whole else ''
+
 def download(name:str, # one of KAGGLE
             ) -> Path: # the folder it lies in
-    "Fetch a data set through kagglehub, which keeps it; with your own Kaggle credentials."
+    "Fetch a data set through kagglehub, which keeps it; with your own Kaggle credentials. Where Kaggle is out of reach, the copy kept before will do."
     handle = KAGGLE[one_of('data set', name, KAGGLE)]
     by_hand = f"Or download https://www.kaggle.com/datasets/{handle} yourself, unpack it, and give its folder as data=."
     try: import kagglehub
     except ImportError as e: raise LazysegError(f"Downloads need kagglehub: pip install 'lazyseg[download]'. {by_hand}") from e
-    try: return Path(kagglehub.dataset_download(handle))
-    except Exception as e: raise LazysegError(f"Kaggle did not give {handle}: {' '.join(str(e).split())[:300]} {by_hand}") from e
+    try: return Path(kagglehub.dataset_download(handle)) # asks Kaggle which version is the newest, even where it has been fetched
+    except Exception as e:
+        why, kept = ' '.join(str(e).split())[:300], newest_kept(handle)
+        if not kept: raise LazysegError(f"Kaggle did not give {handle}: {why} {by_hand}") from e
+    warnings.warn(f"Kaggle did not answer; {kept}, fetched before, is used.")
+    return Path(kagglehub.dataset_download(kept))
 
 # %% ../nbs/01_data.ipynb #f6275599
 def phantom_source(data=None, # not used: the phantom renders its films

@@ -155,14 +155,64 @@ def test_outlined_sources(tmp_path):
 
 
 def test_chexlocalize_layout(tmp_path):
-    mask = np.zeros((60, 50), bool); mask[:, :25] = True; mask[0, 0] = False
-    for i in range(2): picture(tmp_path/'CheXpert'/'val'/f'patient{64541 + i}'/'study1'/'view1_frontal.jpg', i, 60, 50, 'JPEG')
-    empty = dict(size=[60, 50], counts=pack(np.zeros((60, 50), bool)))
-    truth = {f'patient{64541 + i}_study1_view1_frontal': {'Edema': dict(size=[60, 50], counts=pack(mask)) if i else empty, 'Atelectasis': empty} for i in range(2)}
-    (tmp_path/'gt_segmentations_val.json').write_text(json.dumps(truth))
+    "The two folders that Stanford AIMI hands out, side by side. Every film's entry names all ten findings; a lateral film has none."
+    findings = ['Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Lesion', 'Airspace Opacity', 'Edema', 'Consolidation', 'Atelectasis',
+                'Pneumothorax', 'Pleural Effusion', 'Support Devices']
+    empty, half = np.zeros((60, 50), bool), np.zeros((60, 50), bool)
+    half[:, :25] = True; half[0, 0] = False
+    marked = {0: [], 1: ['Edema'], 2: ['Support Devices']} # film -> findings with a mask
+    truth = {}
+    for i, names in marked.items():
+        for view in ('view1_frontal', 'view2_lateral'): picture(tmp_path/'CheXpert'/'val'/f'patient{64541 + i}'/'study1'/f'{view}.jpg', i, 60, 50, 'JPEG')
+        truth[f'patient{64541 + i}_study1_view1_frontal'] = {f: dict(size=[60, 50], counts=pack(half if f in names else empty)) for f in findings}
+    (tmp_path/'CheXlocalize').mkdir()
+    (tmp_path/'CheXlocalize'/'gt_segmentations_val.json').write_text(json.dumps(truth))
+    (tmp_path/'CheXlocalize'/'gt_annotations_val.json').write_text('{}') # the same as lines: not read
+    (tmp_path/'CheXpert'/'val_labels.csv').write_text('Path,Edema\nval/patient64541/study1/view1_frontal.jpg,1.0\n')
     source = get_source('chexlocalize', tmp_path, 'edema')
     assert source.table.patient.tolist() == ['patient64541', 'patient64542'] and source.table.diseased.tolist() == [False, True]
-    assert abs(get_films(source, 16).truth[1].mean() - .5) < .02
+    assert source.table.path.str.endswith('frontal.jpg').all() and abs(get_films(source, 16).truth[1].mean() - .5) < .02
+    devices = get_source('chexlocalize', tmp_path, 'support devices', healthy='without Support Devices')
+    assert devices.table.diseased.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize('where', ['PhysioNet', 'Kaggle'])
+def test_vindr_layout(tmp_path, where):
+    "15,000 DICOM films named by a hash; three readers a film; corners in the film's own pixels, nothing where nothing was found."
+    names = [f'{i:032x}' for i in range(4)]
+    for i, name in enumerate(names):
+        (tmp_path/'train').mkdir(exist_ok=True)
+        dicom(tmp_path/'train'/f'{name}.dicom', np.random.default_rng(i).integers(0, 4096, (80, 64)))
+    nothing = [('No finding', 14, f'R{k}', '', '', '', '') for k in (8, 9, 10)]
+    found = [('Consolidation', 4, 'R8', 0., 0., 32., 80.), ('Consolidation', 4, 'R9', 0., 40., 48., 80.), ('Pleural effusion', 10, 'R10', 1., 2., 9., 9.)]
+    rows = [(name, *row) for name, read in zip(names, (found, nothing, nothing, found[2:])) for row in read]
+    table = pd.DataFrame(rows, columns=['image_id', 'class_name', 'class_id', 'rad_id', 'x_min', 'y_min', 'x_max', 'y_max'])
+    if where == 'PhysioNet': # annotations/annotations_train.csv, without class_id
+        (tmp_path/'annotations').mkdir()
+        table[['image_id', 'rad_id', 'class_name', 'x_min', 'y_min', 'x_max', 'y_max']].to_csv(tmp_path/'annotations'/'annotations_train.csv', index=False)
+        table[['image_id', 'rad_id']].drop_duplicates().assign(**{'No finding': 0}).to_csv(tmp_path/'annotations'/'image_labels_train.csv', index=False)
+    else: table.to_csv(tmp_path/'train.csv', index=False)
+    source = get_source('vindr', tmp_path, 'consolidation', split='patients')
+    assert source.table.diseased.tolist() == [True, False, False] and source.table.labels[0] == 'Consolidation|Pleural effusion'
+    films = get_films(source, 80, aspect=.8) # their own size
+    assert films.truth[0].sum() == 32*80 + 16*40 and not films.truth[1:].any() # the union of two readers
+
+
+def test_siim_layout(tmp_path):
+    "dicom-images-train/STUDY/SERIES/IMAGE.dcm; the second column's name starts with a blank; two outlines on one film are two rows."
+    ids = [f'1.2.276.0.7230010.3.1.4.8323329.{1000 + i}.1517875165.{878027 + i}' for i in range(3)]
+    for i, name in enumerate(ids):
+        study = tmp_path/'dicom-images-train'/name.replace('.1.4.', '.1.2.')/name.replace('.1.4.', '.1.3.')
+        study.mkdir(parents=True)
+        dicom(study/f'{name}.dcm', np.random.default_rng(i).integers(0, 4096, (64, 64)))
+    left, right = f' 0 {1024*256} {1024*256} {1024*256}', f'{1024*1023 + 512} 512' # columns 0-255 and 512-767; the lower half of the last one
+    (tmp_path/'train-rle.csv').write_text('ImageId, EncodedPixels\n' + ''.join(f'{i},{r}\n' for i, r in
+                                          [(ids[0], left), (ids[0], right), (ids[1], ' -1'), (ids[2], '-1'), ('1.2.276.0.7230010.9', ' -1')]))
+    with pytest.warns(UserWarning, match='1 of 4 films named'): source = get_source('siim', tmp_path, 'pneumothorax', split='patients')
+    assert source.table.diseased.tolist() == [True, False, False]
+    truth = get_films(source, 64).truth[0] > 0 # 16 columns of 1024 become one
+    assert truth[:, :16].all() and truth[:, 32:48].all() and not truth[:, 16:32].any() and not truth[:, 48:].any()
+    assert draw_shapes(source.table.shapes[0], 1024, 1024)[512:, -1].all() and not draw_shapes(source.table.shapes[0], 1024, 1024)[:512, -1].any()
 
 
 def test_mask_folder_and_mask_of_another_size(tmp_path):

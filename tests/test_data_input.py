@@ -267,19 +267,43 @@ class TestCache:
 
 
 class TestDownload:
-    def with_kagglehub(self, monkeypatch, fetch): monkeypatch.setitem(sys.modules, 'kagglehub', types.SimpleNamespace(dataset_download=fetch))
+    "Against the real kagglehub, from which every network is taken away."
+    @pytest.fixture
+    def kaggle(self, tmp_path, monkeypatch):
+        def cut_off(*args, **more): raise requests.exceptions.ConnectionError('no network')
+        requests, kagglehub = pytest.importorskip('requests'), pytest.importorskip('kagglehub')
+        monkeypatch.setattr(requests.sessions.Session, 'send', cut_off)
+        monkeypatch.setenv('KAGGLEHUB_CACHE', str(tmp_path/'kaggle'))
+        return kagglehub
 
-    def test_kagglehub_is_asked_for_the_right_set(self, tmp_path, monkeypatch):
-        asked = []
+    def kept_before(self, tmp_path, version, whole=True):
+        "Six films where kagglehub keeps what it has fetched, packed as Kaggle packs this set."
+        home = tmp_path/'kaggle'/'datasets'/'paultimothymooney'/'chest-xray-pneumonia'
         for kind, name in (('NORMAL', 'IM-0{:03}-0001'), ('PNEUMONIA', 'person{}_virus_1')):
-            for i in range(5): picture(tmp_path/'chest_xray'/'train'/kind/(name.format(i) + '.jpeg'), i, kind='JPEG')
-        self.with_kagglehub(monkeypatch, lambda handle: asked.append(handle) or str(tmp_path))
-        assert len(get_source('pneumonia', split='patients')) == 10 and asked == ['paultimothymooney/chest-xray-pneumonia']
+            for i in range(3): picture(home/'versions'/str(version)/'chest_xray'/'train'/kind/(name.format(i) + '.jpeg'), i + version, kind='JPEG')
+        if whole: (home/f'{version}.complete').touch()
+        return home/'versions'/str(version)
 
-    def test_a_refusal_says_how_to_do_it_by_hand(self, monkeypatch):
-        def refuse(handle): raise RuntimeError('403 Client Error: you must accept the terms')
-        self.with_kagglehub(monkeypatch, refuse)
-        with pytest.raises(LazysegError, match=r'403.*nih-chest-xrays/sample.*give its folder as data='): get_source('nih')
+    def test_without_a_network_what_was_fetched_is_found(self, tmp_path, kaggle):
+        self.kept_before(tmp_path, 9), self.kept_before(tmp_path, 11, whole=False)
+        newest = self.kept_before(tmp_path, 10)
+        with pytest.warns(UserWarning, match='versions/10, fetched before'): source = get_source('pneumonia', split='patients')
+        assert len(source) == 6 and newest in (source.root, *source.root.parents) and len(get_films(source, 16)) == 6
+
+    def test_the_newest_is_asked_for_and_taken_where_it_lies(self, tmp_path, kaggle, monkeypatch):
+        import inspect
+        folder, real, asked = self.kept_before(tmp_path, 2), kaggle.dataset_download, []
+        def answered(*args, **more): # the one thing a network is needed for: which version is the newest
+            handle = inspect.signature(real).bind(*args, **more).arguments['handle']
+            asked.append(handle)
+            return real(f'{handle}/versions/2')
+        monkeypatch.setattr(kaggle, 'dataset_download', answered)
+        assert data.download('pneumonia') == folder and asked == ['paultimothymooney/chest-xray-pneumonia']
+        from kagglehub.handle import parse_dataset_handle
+        assert [str(parse_dataset_handle(h)) for h in data.KAGGLE.values()] == list(data.KAGGLE.values())
+
+    def test_a_refusal_says_how_to_do_it_by_hand(self, kaggle):
+        with pytest.raises(LazysegError, match=r'no network.*nih-chest-xrays/sample.*give its folder as data='): get_source('nih')
 
 
 @pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='Linux')
