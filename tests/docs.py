@@ -54,24 +54,58 @@ def process(folder):
 
 # After nbdev.
 
+LONG = 15 # lines of a constant that stay in sight
+
+
 def fold(cell):
-    "A function's source is folded, for what it does stands above it; a constant stays in sight."
+    "A function's source is folded, for what it does stands above it; a constant stays in sight unless it is long."
     lines = [l for l in cell.source.splitlines() if not re.match(r"#\|\s*code-(fold|summary)", l)]
-    if any(isinstance(s, (ast.FunctionDef, ast.ClassDef)) for s in parsed(cell.source)):
+    if len(lines) > LONG or defined(cell):
         lines[:0] = ["#| code-fold: true", '#| code-summary: "Source"']
     cell.source = "\n".join(lines)
+
+
+def defined(cell): return [s.name for s in parsed(cell.source) if isinstance(s, (ast.FunctionDef, ast.ClassDef))]
+
+
+def documents(cell):
+    "The name that a cell made by nbdev explains."
+    return (m := re.search(r"show_doc\((\w+)", cell.source)) and cell.cell_type == "code" and m[1]
+
+
+def in_order(cells):
+    "nbdev puts what a cell's last function does above the cell and the others below: all of them above, as they stand in the source."
+    out, i = [], 0
+    while i < len(cells):
+        names = defined(cells[i]) if cells[i].cell_type == "code" and "code-fold" in cells[i].source else []
+        docs, end = [], i + 1
+        while names and out and documents(out[-1]) in names: docs.append(out.pop())
+        while names and end < len(cells) and documents(cells[end]) in names: docs.append(cells[end]); end += 1
+        out += sorted(docs, key=lambda c: names.index(documents(c))) + [cells[i]]
+        i = end
+    return out
+
+
+def plain_words(text):
+    "What nbdev says of a name, without the rule above it, words that Python put there, and the two dozen arguments of every fastai callback."
+    text = re.sub(r"\A---\n+", "", text)
+    text = text.replace("*Call self as a function.*", "").replace("*Initialize self.  See help(type(self)) for accurate signature.*", "")
+    text = re.sub(r"\(\s*after_create:NoneType=None.*?after_fit:NoneType=None\s*\)", "()", text, flags=re.S)
+    return re.sub(r"def ([A-Z]\w*)\((.*?)\)(->None)?:\n```", r"class \1(\2):\n```", text, flags=re.S)
 
 
 def tidy_chapter(path, names):
     book = read(path)
     for cell in book.cells:
-        if cell.cell_type == "code" and "#| code-fold: show" in cell.source: fold(cell)
         if cell.cell_type == "markdown": cell.source = link_names(cell.source, names)
-        if cell.cell_type == "code": cell.outputs = without_bars(cell.outputs)
-        for out in cell.get("outputs", []):
+        if cell.cell_type != "code": continue
+        if "#| code-fold: show" in cell.source: fold(cell)
+        cell.source = re.sub(r"(?m)(\S) {3,}(#\s)", r"\1  \2", cell.source) # comments in a column want a wider page
+        cell.outputs = without_bars(cell.outputs)
+        for out in cell.outputs:
             text = out.get("data", {}).get("text/markdown")
-            if "show_doc(" in cell.source and text: # the rule above every name cuts a page into slices
-                out.data["text/markdown"] = re.sub(r"\A---\n+", "", "".join(text))
+            if documents(cell) and text: out.data["text/markdown"] = plain_words("".join(text))
+    book.cells = in_order(book.cells)
     write(book, path)
 
 

@@ -1,4 +1,5 @@
 """What is shown to others: saved outputs of notebooks name nobody's disk and hold no errors."""
+import ast
 import json
 from pathlib import Path
 
@@ -17,3 +18,27 @@ def test_outputs_name_no_place_and_no_fault(book):
             assert out["output_type"] != "error", f"{book.name} was saved with an error: {out.get('evalue')}"
             for place in ("site-packages", "/home/", "/root/", "/tmp/", str(ROOT)):
                 assert place not in said, f"{book.name} shows {place!r} in the output of:\n{''.join(cell['source'])[:200]}"
+
+
+def fresh(book):
+    "What the cells of a notebook whose code is not shown give when they are run now: (cell, its last expression)."
+    names = {}
+    for cell in json.loads(book.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or not source.startswith(("#| hide", "#| echo: false")): continue
+        *before, last = ast.parse(source).body
+        exec(compile(ast.Module(before, []), book.name, "exec"), names)
+        if isinstance(last, ast.Expr): yield cell, eval(compile(ast.Expression(last.value), book.name, "eval"), names)
+        else: exec(compile(ast.Module([last], []), book.name, "exec"), names)
+
+
+@pytest.mark.dev
+def test_the_index_tells_what_the_kept_runs_found():
+    "Tables and sentences with numbers are made from reports/; who adds a run there runs the index again and remakes the README."
+    told = 0
+    for cell, value in fresh(ROOT / "nbs" / "index.ipynb"):
+        if not hasattr(value, "_repr_markdown_"): continue
+        saved = "".join(cell["outputs"][0]["data"]["text/markdown"])
+        assert saved == value._repr_markdown_(), "nbs/index.ipynb shows other numbers than reports/. Run it again (jupyter nbconvert --to notebook --execute --inplace nbs/index.ipynb), then nbdev_clean and make readme."
+        told += 1
+    assert told >= 4
