@@ -44,7 +44,7 @@ def to_grey(image:Image.Image, # an opened picture
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ('I;16','I;16B','I;16L','I;16N','I'): return 1 - deep_grey(image) if white_is_zero else deep_grey(image)
     if image.mode in ('P','PA','LA','RGBA','La','RGBa') or 'transparency' in image.info:
-        image = image.convert('RGBA')
+        if image.mode != 'RGBA': image = image.convert('RGBA') # a copy, which a large film has no room for
         image = ImageChops.multiply(image.convert('L'), image.getchannel('A')) # over black
     grey = np.asarray(image.convert('L'), dtype=np.float32)
     grey /= np.float32(255)

@@ -36,9 +36,10 @@ from .data import Films, label_sets, patient_hash, split_patients
 from .evaluation import _image_auroc, patient_draws
 from .phantom import CREDIT, DISEASES, several_arrays
 from .runs import outline
-from .segmenter import FAR, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, list_films, read_numbers, sha256, why_far
+from .segmenter import (BIGGEST_FILE, FAR, KNOWN, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, check_fields, fill_network, list_films,
+                               read_json, read_numbers, sha256, take_numbers, why_far)
 from .thresholding import dice_from_areas, score_films, threshold_from_labels
-from .training import PROFILES, fit_method
+from .training import PROFILES, fit_method, read_state
 
 # %% ../nbs/08_several_diseases.ipynb #8849c7bc
 @dataclass
@@ -444,14 +445,15 @@ def read_panel(folder:Path) -> dict:
     "panel.json, checked."
     file = folder/'panel.json'
     if not file.is_file(): raise LazysegError(f"{file} is missing: {folder} is not a panel that lazyseg saved.")
-    try: about = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as e: raise LazysegError(f"{file} is not JSON any more ({e}): it was cut off or changed by hand.") from e
+    about = read_json(file)
     if not isinstance(about, dict) or about.get('format') != PANEL_FORMAT:
         raise LazysegError(f"{file} is of another format than {PANEL_FORMAT}: load it with the version of lazyseg that wrote it, or train again.")
-    for name, kind in dict(diseases=list, rule=str, width=float, files=dict, models=dict).items():
-        if not isinstance(about.get(name), kind): raise LazysegError(f"{file}: {name} is {about.get(name)!r}; it has to be a {kind.__name__}. The file was changed by hand.")
+    check_fields(about, dict(diseases=list, rule=str, width=(float, 1/64, 8), files=dict, models=dict), f'{file}:')
+    one_of(f'{file}: rule', about['rule'], RULES)
+    if not 1 <= len(about['diseases']) <= 8: raise LazysegError(f"{file} names {len(about['diseases'])} diseases; a panel has one to eight.")
     for d in about['diseases']:
-        if not isinstance(d, str) or Path(d).name != d or d in ('.', '..') or d not in about['models']: raise LazysegError(f"{file}: {d!r} is not the name of a model in this folder.")
+        if not isinstance(d, str) or Path(d).name != d or d in ('', '.', '..') or d not in about['models'] or about['diseases'].count(d) > 1:
+            raise LazysegError(f"{file}: {repr(d)[:50]} is not the name of a model in this folder.")
     return about
 
 # %% ../nbs/08_several_diseases.ipynb #cb59eab9
@@ -464,17 +466,17 @@ def load(cls:Panel, folder:str|Path, # that `save` wrote
     about, models = read_panel(folder), {}
     for name in about['diseases']:
         file = folder/name/'settings.json'
-        if file.is_file() and sha256(file) != about['models'][name]: raise LazysegError(f"{file} is not the file that was saved with this panel. Get the folder anew.")
+        if file.is_file() and file.stat().st_size <= BIGGEST_FILE['.json'] and sha256(file) != about['models'][name]: raise LazysegError(f"{file} is not the file that was saved with this panel. Get the folder anew.")
         models[name] = Segmenter.load(folder/name, device)
-    numbers = read_numbers(folder, 'diagnosis.safetensors', about['files'].get('diagnosis.safetensors'))
+    file = folder/'diagnosis.safetensors'
+    numbers = read_numbers(folder, file.name, about['files'].get(file.name))
     part = lambda what: {k.removeprefix(f'{what}.'): v for k, v in numbers.items() if k.startswith(f'{what}.')}
-    net, known = diagnosis_net(len(models), about['width']), part('known')
-    try:
-        net.load_state_dict(part('net'))
-        diagnosis = Diagnosis(net.to(device or models[next(iter(models))].device), tuple(models), **{k: v.numpy() for k, v in part('limits').items()})
-        known = KnownFilms(**{k: v.numpy() if v.ndim else float(v) for k, v in known.items()}) if known else None
-    except (TypeError, RuntimeError) as e: raise LazysegError(f"{folder/'diagnosis.safetensors'} does not fit panel.json: {e}") from e
-    metrics = json.loads((folder/'metrics.json').read_text()) if (folder/'metrics.json').is_file() else None
+    net = fill_network(lambda: diagnosis_net(len(models), about['width']), 'net', numbers, file, folder/'panel.json')
+    limits, k = part('limits'), len(models)
+    if {n: tuple(v.shape) for n, v in limits.items()} != dict.fromkeys(('slope', 'shift', 'low', 'high'), (k,)): raise LazysegError(f"{file} does not hold {k} slopes, shifts, lower and upper limits.")
+    diagnosis = Diagnosis(net.to(device or models[next(iter(models))].device), tuple(models), **{n: v.double().numpy() for n, v in limits.items()})
+    known = take_numbers(KnownFilms, part('known'), KNOWN, file)
+    metrics = read_json(folder/'metrics.json') if (folder/'metrics.json').is_file() else None
     own = {k: v for k, v in about.items() if k not in ('format', 'version', 'diseases', 'rule', 'width', 'files', 'models', 'note')}
     return cls(models, diagnosis, about['rule'], own, known, metrics)
 
@@ -536,7 +538,7 @@ def keep_diagnosis(diagnosis:Diagnosis, file:Path, key:dict):
 def kept_diagnosis(films:Several, file:Path, key:dict) -> Diagnosis|None:
     "What `keep_diagnosis` left, where it was trained with the same `key`; calibrated anew."
     if not Path(file).is_file(): return None
-    state = torch.load(file, map_location='cpu', weights_only=True) # runs no code from the file
+    state = read_state(Path(file))
     if state['key'] != json.dumps(key): return None
     net = diagnosis_net(len(films.diseases), key.get('width', .25))
     net.load_state_dict(state['net'])

@@ -441,7 +441,9 @@ def model_files():
 
 def lay_model(folder, files):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items(): (folder/name).write_bytes(data)
+    for name, data in files.items():
+        (folder/name).parent.mkdir(exist_ok=True)
+        (folder/name).write_bytes(data)
     return folder
 
 
@@ -474,7 +476,10 @@ def _settings(data, folder): load_and_use(lay_model(folder/'m', model_files() | 
 def hurt_numbers(rng):
     "A safetensors file hurt: its header's tree, its bytes, or its numbers. Its sha256 in settings.json is right, as a stranger would make it."
     name = str(rng.choice(['weights.safetensors', 'known.safetensors']))
-    data = model_files()[name]
+    return hurt_tensors(name, model_files()[name], rng)
+
+
+def hurt_tensors(name, data, rng):
     n = int.from_bytes(data[:8], 'little')
     way = rng.integers(0, 5)
     if way == 0: return name, hurt_bytes(data, rng, upto=int(rng.choice([8, n, 10**6])))
@@ -499,6 +504,41 @@ def _numbers(data, folder):
     about = json.loads(model_files()['settings.json'])
     about['files'][name] = hashlib.sha256(data).hexdigest()
     load_and_use(lay_model(folder/'m', model_files() | {name: data, 'settings.json': json.dumps(about).encode()}))
+
+
+@lru_cache
+def panel_files():
+    "A small untrained panel's folder: {name: bytes}."
+    from dataclasses import replace
+    from lazyseg.panel import Diagnosis, Panel, diagnosis_net
+    import torch
+    torch.manual_seed(0)
+    model, names = good_model(), ('pneumonia', 'edema')
+    diagnosis = Diagnosis(diagnosis_net(2, 1/16), names, *np.array([[1, 1], [0, 0], [.1, .1], [.2, .2]], float))
+    panel = Panel({n: replace(model) for n in names}, diagnosis, known=model.known, metrics=dict(results={}))
+    with tempfile.TemporaryDirectory() as d:
+        panel.save(d)
+        return {str(p.relative_to(d)): p.read_bytes() for p in Path(d).rglob('*') if p.is_file()}
+
+
+def load_panel(folder, files):
+    from lazyseg.panel import load_model
+    panel = load_model(lay_model(folder/'p', files))
+    found = panel.segment(FILM)
+    assert found.labels.shape == FILM.shape and found.probability.shape == (len(panel.diseases),) and np.isfinite(found.probability).all()
+    assert all(o.shape == FILM.shape and o.dtype == bool for o in found.masks.values())
+
+
+@target('panel settings', 250, lambda rng: hurt_json(json.loads(panel_files()['panel.json']), rng))
+def _panel(data, folder): load_panel(folder, panel_files() | {'panel.json': data})
+
+
+@target('panel numbers', 250, lambda rng: hurt_tensors('diagnosis.safetensors', panel_files()['diagnosis.safetensors'], rng))
+def _panel_numbers(data, folder):
+    import hashlib
+    about = json.loads(panel_files()['panel.json'])
+    about['files']['diagnosis.safetensors'] = hashlib.sha256(data[1]).hexdigest()
+    load_panel(folder, panel_files() | {data[0]: data[1], 'panel.json': json.dumps(about).encode()})
 
 
 def odd_model(rng): return [(str(rng.choice(['weights.safetensors', 'known.safetensors', 'settings.json', 'metrics.json', 'README.md'])), int(rng.integers(0, 9))) for _ in range(rng.integers(1, 4))]
@@ -747,7 +787,7 @@ def main():
     warnings.simplefilter('ignore')
     import lazyseg.data, lazyseg.segmenter, lazyseg.cli # so that their own memory and time do not count
     import torch; torch.set_num_threads(1) # a forked worker has no threads of its parent
-    good_model(), dicoms(), pictures()
+    good_model(), panel_files(), dicoms(), pictures()
     if ask.at is not None:
         with tempfile.TemporaryDirectory() as scratch:
             os.environ['LAZYSEG_CACHE'] = f'{scratch}/cache'

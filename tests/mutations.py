@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 D, I, F = 'tests/test_data.py::', 'tests/test_data_input.py::', 'tests/test_data_numbers.py::'
 E, T, N = 'tests/test_evaluation.py::', 'tests/test_thresholding.py::', 'tests/test_training.py::'
+S, P, X = 'tests/test_segmenter.py::', 'tests/test_panel.py::', 'tests/test_exercises.py::'
 
 FAULTS = [
     # masks and films
@@ -64,6 +65,20 @@ FAULTS = [
     ('an inverted truth passes', 'evaluation', "if len(area[diseased]) and np.median(area[diseased]) > .6:", "if False:", E + 'TestMistakes::test_inverted_truth_is_refused'),
     ('false alarms are counted on diseased films', 'evaluation', "mean('marked_healthy', 'marked_area', ~sick)", "mean('marked_healthy', 'marked_area', sick)", F + 'test_false_alarms_are_those_on_healthy_films'),
     ('a film scores by its mean', 'evaluation', "return np.partition(flat, -k, axis=1)[:,-k:].mean(1)", "return flat.mean(1)", F + 'test_a_small_lesion_makes_a_high_film_score'),
+    # what a user gets
+    ('a mask comes back mirrored', 'segmenter', "return self.place.back(self.marks.astype(np.float32)) >= .5", "return self.place.back(self.marks[:, ::-1].astype(np.float32)) >= .5", S + 'test_a_film_of_the_models_size_is_not_changed'),
+    ('a mask comes back somewhere else', 'segmenter', "(-l*x, (a - t)*y, (W - l)*x, (z - t)*y)", "(-l*x, a*y, (W - l)*x, z*y)", S + 'test_a_mask_lies_where_the_disease_is'),
+    ('a mask is stretched over what the model did not see', 'segmenter', "else inside_box(*film.shape, width/height)", "else (0, 0, *film.shape[::-1])", S + 'test_a_mask_lies_where_the_disease_is'),
+    ('a kept model has another threshold', 'segmenter', "operating_point=self.point.to_dict()", "operating_point=replace(self.point, threshold=.5).to_dict()", S + 'test_what_is_saved_comes_back_to_the_bit'),
+    ('a kept calibration is not applied', 'segmenter', "if self.calibration is not None: scores = self.calibration(scores)", "", S + 'test_a_calibration_and_metrics_are_kept'),
+    ('a SEG object is upside down', 'segmenter', "[source], mask[None].astype(np.uint8)", "[source], mask[None, ::-1].astype(np.uint8)", S + 'test_dicom_seg_refers_to_its_film_and_validates'),
+    ('no film is too far', 'segmenter', "if far[i] > FAR:", "if False:", S + 'test_ordinary_films_get_no_warning_and_others_do'),
+    ('two diseases change places in the labels', 'panel', "m.astype(np.uint8) << k", "m.astype(np.uint8) << (len(self.masks) - 1 - k)", P + 'test_every_disease_has_its_bit_and_its_state'),
+    ('present and absent change places', 'panel', "np.where(probability >= self.high, PRESENT, np.where(probability < self.low, ABSENT, UNSURE))", "np.where(probability >= self.high, ABSENT, np.where(probability < self.low, PRESENT, UNSURE))", P + 'test_every_disease_has_its_bit_and_its_state'),
+    # training
+    ('a lesion is pasted and its outline mirrored', 'exercises', "y = torch.cat([moved[:, 1:],", "y = torch.cat([moved[:, 1:].flip(-1),", X + 'test_what_is_pasted_lies_under_its_outline'),
+    ('lesions are pasted that another film has', 'exercises', "films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[n//2:]]])", "films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[:n - n//2]]])", X + 'test_what_is_pasted_lies_under_its_outline'),
+    ('weights of another seed are taken for these', 'training', "if not same_choices(state['choices'], self.choices()):", "if False:", N + 'test_a_finished_training_is_not_taken_for_another_seed'),
     ('domains change places in training', 'training', "counterpart, same = self.translate(self.there.generator, sick, healthy)", "counterpart, same = self.translate(self.there.generator, healthy, sick)", F + 'test_training_turns_the_diseased_films'),
 ]
 

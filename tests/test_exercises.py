@@ -1,0 +1,28 @@
+"""The exercise book: what is pasted, what is healthy, what was found, and where the outlines lie."""
+import numpy as np
+import pandas as pd
+import torch
+
+from lazyseg.data import Films
+from lazyseg.exercises import Exercises
+
+
+def test_what_is_pasted_lies_under_its_outline():
+    "Flat films; each diseased one has a bright square of its own, which the generator found."
+    n, size = 16, 32
+    film, changes = np.full((2 * n, size, size), 80, np.uint8), np.zeros((n, size, size), np.float16)
+    for i in range(n):
+        r, c = 4 + i, 3 + (5 * i) % 18
+        film[n + i, r:r + 8, c:c + 9] += 100
+        changes[i, r:r + 8, c:c + 9] = 100 / 255
+    table = pd.DataFrame(dict(path=[str(i) for i in range(2 * n)], patient=[str(i) for i in range(2 * n)], diseased=np.arange(2 * n) >= n, split="train"))
+    book = Exercises(Films(film=film, table=table), changes, changes > 0, batches=2, bs=16, seed=3, device="cpu")
+    for x, y in book:
+        bright = x > (80 + 40) / 255
+        assert x.shape == y.shape == (16, 1, size, size) and set(y.unique().tolist()) == {0., 1.}
+        assert not y[8:12].any() and not bright[8:12].any(), "the healthy quarter"
+        for part in (slice(8), slice(12, 16)): # pasted; as found
+            area = y[part].mean((1, 2, 3))
+            wrong = (bright[part] != (y[part] > .5)).float().mean((1, 2, 3))
+            assert (area > .03).all() and (wrong < .35 * area).all(), (area, wrong)
+    assert not torch.equal(y[0], y[1]), "each lesion lies somewhere else"

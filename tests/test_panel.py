@@ -1,0 +1,75 @@
+"""A panel's folder: what is saved comes back, and what does not belong is refused."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fuzz
+from lazyseg.core import LazysegError
+from lazyseg.panel import Diagnosis, Panel, diagnosis_net, load_model
+from lazyseg.segmenter import sha256
+
+
+@pytest.fixture(scope="module")
+def panel():
+    "Two models that differ, and a diagnosis that rules nothing out."
+    torch.manual_seed(0)
+    models = {name: fuzz.good_model() for name in ("pneumonia", "edema")}
+    diagnosis = Diagnosis(diagnosis_net(2, 1 / 16), tuple(models), np.array([1., 2.]), np.array([0., .5]), np.array([0., 0.]), np.array([.9, .1]))
+    return Panel(models, diagnosis, known=fuzz.good_model().known, about=dict(way="alone"), metrics=dict(results={}))
+
+
+@pytest.fixture
+def folder(panel, tmp_path): return panel.save(tmp_path / "panel")
+
+
+def test_what_is_saved_comes_back(panel, folder):
+    "In 16 bits on disk and 32 in memory, so that numbers differ by a thousandth at most."
+    found, again = panel.segment(fuzz.FILM), load_model(folder).segment(fuzz.FILM)
+    assert again.diseases == ("pneumonia", "edema") and np.allclose(found.probability, again.probability, atol=2e-3) and not np.allclose(*again.probability)
+    assert found.state.tolist() == again.state.tolist()
+    for name in panel.diseases:
+        top = found.found[name].scores.max()
+        assert np.allclose(found.found[name].scores, again.found[name].scores, atol=5e-3 * top) and again.found[name].scores.dtype == np.float32
+    assert load_file(folder / "diagnosis.safetensors")["net.3.weight"].dtype == torch.float16
+    assert found.distance == pytest.approx(again.distance, rel=1e-4) and load_model(folder).metrics == dict(results={})
+
+
+def test_every_disease_has_its_bit_and_its_state(panel):
+    found = panel.segment(fuzz.FILM)
+    p, low, high = found.probability, panel.diagnosis.low, panel.diagnosis.high
+    assert found.state.tolist() == [2 if a >= h else 0 if a < l else 1 for a, l, h in zip(p, low, high)] == [1, 2]
+    first, second = np.zeros((2, 32, 32), bool)
+    first[4:12, 4:12] = second[8:20, 8:20] = True
+    two = replace(found, marks=np.stack([first, second]))
+    back = two.place.back(first.astype(np.float32)) >= .5
+    assert (two.masks["pneumonia"] == back).all() and ((two.labels & 1 > 0) == back).all() and ((two.labels & 2 > 0) == two.masks["edema"]).all() and two.labels.max() == 3
+
+
+def change(folder, **what):
+    about = json.loads((folder / "panel.json").read_text()) | what
+    (folder / "panel.json").write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("what, said", [
+    (dict(diseases=["../panel/pneumonia", "edema"]), "is not the name of a model"), (dict(diseases=["/etc", "edema"]), "is not the name of a model"),
+    (dict(diseases=[]), "names 0 diseases"), (dict(diseases=["edema", "edema"]), "is not the name of a model"), (dict(rule="loudest"), "Choose one of: both"),
+    (dict(width=1e9), "width is 1000000000.0; it has to lie in"), (dict(width=.5), "asks for"), (dict(diseases=["edema"]), "asks for"),
+    (dict(files={}), "not the file that was saved"), (dict(models={"pneumonia": "0", "edema": "0"}), "not the file that was saved with this panel"), (dict(format=99), "another format")])
+def test_a_changed_panel_is_refused(folder, what, said):
+    change(folder, **what)
+    with pytest.raises(LazysegError, match=said): load_model(folder)
+
+
+def test_damaged_files_are_refused(folder):
+    (folder / "metrics.json").write_text("{")
+    with pytest.raises(LazysegError, match="metrics.json is not JSON"): load_model(folder)
+    (folder / "metrics.json").unlink()
+    (folder / "diagnosis.safetensors").write_bytes(b"\x80\x04cposix\nsystem\n")
+    change(folder, files={"diagnosis.safetensors": sha256(folder / "diagnosis.safetensors")})
+    with pytest.raises(LazysegError, match="can't be read"): load_model(folder)
+    (folder / "panel.json").write_text("[" * 100_000)
+    with pytest.raises(LazysegError, match="is not JSON"): load_model(folder)
