@@ -39,14 +39,14 @@ def train(progress:bool=True, # show a bar over the cells
           **parameters, # those of `nbs/train.ipynb`
          ) -> Path: # the run's folder
     "Run `nbs/train.ipynb` with papermill; the executed notebook goes to the folder of the run."
-    from lazyseg.runs import check_settings # slow imports only when they are needed: --help has to be quick
+    from lazyseg.runs import check_settings, hold # slow imports only when they are needed: --help has to be quick
     settings = check_settings(**parameters)
     notebook = project_root()/'nbs'/'train.ipynb'
     if not notebook.is_file():
         raise LazysegError(f"There is no {notebook}. Training runs a notebook of the project: work in a checkout of lazyseg.")
     try: import papermill
     except ImportError as e: raise LazysegError("Training needs papermill. Install it: pip install 'lazyseg[lab]'.") from e
-    settings.folder.mkdir(parents=True, exist_ok=True)
+    hold(settings.folder).release() # the notebook holds it; here, so that nothing of a run at work is touched
     running = settings.folder/'train.running.ipynb'
     os.environ['LAZYSEG_LINES'] = '1' if progress else '' # the kernel inherits it: its bars would not reach the terminal
     try:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DISEASES', 'SOURCES', 'COSTS', 'MARKED', 'TRUTH', 'Settings', 'data_name', 'whole_number', 'yes_or_no',
-           'check_settings', 'provenance', 'commit', 'write_metrics', 'read_metrics', 'get_run_source', 'get_run_films',
-           'figure_costs', 'outline', 'figure_cases', 'save_figure']
+           'check_settings', 'check_names', 'hold', 'provenance', 'commit', 'write_metrics', 'read_metrics',
+           'get_run_source', 'get_run_films', 'figure_costs', 'outline', 'figure_cases', 'save_figure']
 
 # %% ../nbs/runs.ipynb #77f9d8b5
-import hashlib, io, json, os, platform, subprocess, sys, time
+import ast, hashlib, io, json, os, platform, subprocess, sys, time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from .core import LazysegError, one_of, project_root, whole_file
@@ -93,6 +94,29 @@ def check_settings(disease='pneumonia', source='phantom', data='', where='', vie
     return Settings(disease, source, str(data), where, view, method, size, profile, whole_number('epochs', epochs, 0),
                     whole_number('seed', seed, 0), str(root/Path(out).expanduser()), str(credit).strip(), yes_or_no('pictures', pictures))
 
+# %% ../nbs/runs.ipynb #202bb49f
+def check_names(cells:list, # the sources of the cells run so far: `In`
+               ):
+    "Refuse what papermill put in under a name that the cell with the parameters does not have."
+    def names(cell):
+        made = [o.targets if isinstance(o, ast.Assign) else [o.target] for o in ast.parse(cell).body if isinstance(o, (ast.Assign, ast.AnnAssign))]
+        return [t.id for targets in made for t in targets]
+    for parameters, given in zip(cells, cells[1:]):
+        if given.startswith('# Parameters\n'):
+            for name in names(given): one_of('A parameter', name, names(parameters))
+
+# %% ../nbs/runs.ipynb #cda73977
+def hold(folder:Path, # a run's folder, made if it is missing
+        ) -> FileLock: # free again when it is released or this process ends
+    "Keep other runs out of `folder`. Raises a `LazysegError` where another one is at work."
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder/'.lock')
+    try: lock.acquire(timeout=0)
+    except Timeout as e:
+        raise LazysegError(f"Another run is writing into {folder}. Wait until it is done, or give another folder (out).") from e
+    return lock
+
 # %% ../nbs/runs.ipynb #acfd8824
 def provenance() -> dict:
     "Versions, commit, machine and peak memory of this process, for `metrics.json`."
@@ -107,9 +131,10 @@ def provenance() -> dict:
 
 def commit() -> str:
     "The commit of the checkout, and whether notebooks or library differ from it."
-    git = lambda *words: subprocess.run(['git', '-C', str(project_root()), *words], capture_output=True, text=True)
-    head = git('rev-parse', 'HEAD').stdout.strip()
-    changed = git('status', '--porcelain', '--', 'nbs', 'lazyseg', 'settings.ini').stdout.strip()
+    def git(*words):
+        try: return subprocess.run(['git', '-C', str(project_root()), *words], capture_output=True, text=True).stdout.strip()
+        except OSError: return '' # there is no git
+    head, changed = git('rev-parse', 'HEAD'), git('status', '--porcelain', '--', 'nbs', 'lazyseg', 'settings.ini')
     return (head + (', with changes' if changed else '')) if head else 'not a git checkout'
 
 # %% ../nbs/runs.ipynb #1643d212

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'visible', 'haze', 'judge',
            'Billed', 'bill', 'Side', 'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs',
-           'Pace', 'Watch', 'schedule', 'get_learner', 'same_choices', 'Checkpoint', 'fingerprint', 'fit_method',
-           'second_stage']
+           'Pace', 'Watch', 'schedule', 'get_learner', 'same_choices', 'read_state', 'Checkpoint', 'fingerprint',
+           'fit_method', 'second_stage']
 
 # %% ../nbs/03_training.ipynb #e0db7164
 import copy, hashlib, json, math, time
@@ -327,6 +327,11 @@ def same_choices(kept:str, asked:str) -> bool: # both JSON
     "Whether two trainings are the same; a field of `Method` that did not exist yet had its usual value."
     return asdict(Method()) | json.loads(kept) == asdict(Method()) | json.loads(asked)
 
+def read_state(file:Path) -> dict:
+    "What a stopped training left. Holds numbers and words; no code from the file is run."
+    try: return torch.load(file, map_location='cpu', weights_only=True)
+    except Exception as e: raise LazysegError(f"{file} can't be read ({type(e).__name__}): it was cut off or changed. Delete it, and that training begins anew.") from e
+
 class Checkpoint(Callback):
     "Writes the state of a training after every epoch, and takes it up again when there is one."
     order = 70 # after everything that changes the state
@@ -349,7 +354,7 @@ class Checkpoint(Callback):
     def restore(self, epochs:int) -> int: # epochs that are done
         "Load the checkpoint into the learner. A finished training of other settings is left for a new one, an unfinished one is an error."
         if not self.path.exists(): return 0
-        state = torch.load(self.path, map_location='cpu', weights_only=True) # runs no code from the file
+        state = read_state(self.path)
         if not same_choices(state['choices'], self.choices()):
             if state['epoch'] >= json.loads(state['choices']).get('epochs', math.inf): return 0
             raise LazysegError(f"{self.path} belongs to an unfinished training with other settings. Run that one to its end, "
@@ -409,7 +414,7 @@ def second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, f
     "`teach` a pupil, or take the one that an earlier call with the same settings left in `folder`."
     kept, choices = folder and Path(folder)/'pupil.pt', json.dumps(asdict(m) | run)
     if kept and kept.exists():
-        state = torch.load(kept, map_location='cpu', weights_only=True)
+        state = read_state(kept)
         if same_choices(state['choices'], choices):
             pupil = Outliner(m.width)
             pupil.load_state_dict(state['pupil'])

@@ -72,6 +72,14 @@ def test_a_finished_training_is_not_taken_for_another_seed(films, tmp_path):
     assert torch.equal(weights(other), weights(fit_method(films, "lazyseg", "smoke", epochs=1, seed=1, **TINY)))
 
 
+@pytest.mark.parametrize("damage", [b"", b"PK\3\4 cut off", b"\x80\x04cposix\nsystem\n(S'touch up'\ntR."])
+def test_a_damaged_checkpoint_is_named(films, tmp_path, damage):
+    (tmp_path / "checkpoint.pt").write_bytes(damage)
+    with pytest.raises(LazysegError, match="checkpoint.pt can't be read .* Delete it"):
+        fit_method(films, "lazyseg", "smoke", epochs=1, folder=tmp_path, **TINY)
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
 def test_divergence_is_noticed_and_said(films):
     with pytest.raises(LazysegError, match="Training diverged"):
         fit_method(films, "lazyseg", "smoke", epochs=8, lr=1e30, average=0., **TINY)
