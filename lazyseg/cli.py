@@ -19,7 +19,9 @@ from .core import LazysegError, demo_folder, project_root, whole_file
 # %% ../nbs/cli.ipynb #c58f4911
 NOTE = 'A research tool. Not a medical device.'
 
-def say(*words): print(*words, file=sys.stderr, flush=True)
+def say(*words):
+    "Tell the person, on standard error: standard output belongs to results."
+    print(*words, file=sys.stderr, flush=True)
 
 def bar(items, text:str, quiet:bool=False):
     "Go through `items` behind a bar on standard error, where somebody sees it."
@@ -78,6 +80,7 @@ def headline_of(results:dict) -> str: # {method: what `evaluate` gave}
 
 # %% ../nbs/cli.ipynb #cd8dd150
 def options_train(p):
+    "What `lazyseg train` takes."
     p.add_argument('disease', help='pneumonia, edema, emphysema or hernia; with films of your own, the label to learn')
     add_source(p)
     for name, value, text in [('view', 'film', 'film, crop or lungs: what of each film is seen'), ('method', 'lazyseg', 'lazyseg, cyclegan or paper'),
@@ -96,6 +99,7 @@ def add_source(p):
     p.add_argument('--where', default='', help='a query that keeps a part of the table')
 
 def run_train(json=False, quiet=False, **parameters):
+    "Do what `lazyseg train` was asked for."
     folder = train(progress=not (quiet or json), **parameters)
     from lazyseg.runs import read_metrics
     answer(dict(folder=str(folder), model=str(folder/'model'), results=read_metrics(folder)['results']) if json else {}, json, [] if json else [headline(folder)])
@@ -243,6 +247,7 @@ def segment(films:list, # paths of films and folders
 
 # %% ../nbs/cli.ipynb #89219d8e
 def options_segment(p):
+    "What `lazyseg segment` takes."
     p.add_argument('films', nargs='+', help='films or folders: PNG, JPEG, TIFF, DICOM ...')
     p.add_argument('-m', '--model', help="a folder of a model or a panel, as a run leaves it in its folder model/; without it, the demo panel that comes with a checkout")
     p.add_argument('-o', '--out', required=True, help='folder for masks/, overlays/ and films.csv')
@@ -252,6 +257,7 @@ def options_segment(p):
     p.add_argument('--lungs', help='folder of lung masks named like the films, for a model that sees only the lungs')
 
 def run_segment(json=False, quiet=False, **given):
+    "Do what `lazyseg segment` was asked for."
     found = segment(**given, quiet=quiet or json)
     n = found['films'] - found['faults']
     answer(found, json, [f"{n} of {found['films']} films marked ({found['kept']} from an earlier call), {found['warned']} with a warning: {found['out']}/films.csv",
@@ -285,6 +291,7 @@ def evaluate(model, source='phantom', data='', where='', disease='', # as for `t
 
 # %% ../nbs/cli.ipynb #1efe723c
 def options_evaluate(p):
+    "What `lazyseg evaluate` takes."
     p.add_argument('model', help="a model's folder")
     add_source(p)
     p.add_argument('--disease', default='', help="the label that diseased films carry; the model's own when not given")
@@ -294,6 +301,7 @@ def options_evaluate(p):
     p.add_argument('-o', '--out', help='file to write the numbers to, as JSON')
 
 def run_evaluate(json=False, quiet=False, out=None, **given):
+    "Do what `lazyseg evaluate` was asked for."
     found = evaluate(**given)
     if out: write_json(out, found)
     answer(found, json, [headline_of(found['results']), f"Distance from the films the model knows: median {found['distance']['median']}; {100*found['distance']['beyond']:.0f}% too far.",
@@ -301,6 +309,7 @@ def run_evaluate(json=False, quiet=False, out=None, **given):
     return 0
 
 def write_json(path, what:dict):
+    "Write a dict as JSON, whole or not at all."
     with whole_file(path) as p: p.write_text(json.dumps(what, indent=1, allow_nan=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/cli.ipynb #e051b260
@@ -327,6 +336,7 @@ def audit(source='folder', data='', where='', disease='pneumonia', out='audit', 
 
 # %% ../nbs/cli.ipynb #509d3ada
 def options_audit(p):
+    "What `lazyseg audit` takes."
     add_source(p)
     p.set_defaults(source='folder')
     p.add_argument('--disease', default='pneumonia', help='the label that diseased films carry')
@@ -336,6 +346,7 @@ def options_audit(p):
     p.add_argument('--names', action='store_true', help='name the file of a film that can\'t be read')
 
 def run_audit(json=False, quiet=False, **given):
+    "Do what `lazyseg audit` was asked for."
     found = audit(**given)
     lines = [f"{found['films']} films: {found['counts']}", 'The class can be told (AUROC, 0.5 is chance) from: ' + ', '.join(f'{k} {v:.2f}' for k, v in found['shortcuts'].items()),
              *(found['faults'] or ['No faults found.']), f"Page: {found['out']}/audit.png"]
@@ -364,6 +375,7 @@ def write_phantom(disease='pneumonia', n=10, out='phantom', size=256, seed=0, qu
 
 # %% ../nbs/cli.ipynb #9626aa65
 def options_phantom(p):
+    "What `lazyseg phantom` takes."
     p.add_argument('disease', nargs='?', default='pneumonia', help='pneumonia, edema, emphysema or hernia')
     p.add_argument('-n', type=int, default=10, help='films a class')
     p.add_argument('-o', '--out', default='phantom', help='folder for films/, truth/, lungs/ and films.csv')
@@ -371,6 +383,7 @@ def options_phantom(p):
     p.add_argument('--seed', type=int, default=0, help='another seed, other patients')
 
 def run_phantom(json=False, quiet=False, **given):
+    "Do what `lazyseg phantom` was asked for."
     found = write_phantom(**given, quiet=quiet or json)
     answer(found, json, [f"{found['films']} films: {found['table']}", found['credit']])
     return 0

@@ -94,10 +94,14 @@ def split(self:Films, name:str) -> Films:
     return self[(self.table.split == one_of('split', name, ('train','valid','test'))).to_numpy()]
 
 @patch(as_prop=True)
-def healthy(self:Films): return self[~self.table.diseased.to_numpy(bool)]
+def healthy(self:Films):
+    "The films without the disease."
+    return self[~self.table.diseased.to_numpy(bool)]
 
 @patch(as_prop=True)
-def diseased(self:Films): return self[self.table.diseased.to_numpy(bool)]
+def diseased(self:Films):
+    "The films with the disease."
+    return self[self.table.diseased.to_numpy(bool)]
 
 # %% ../nbs/01_data.ipynb #fee0732a
 def brief(text, most:int=100) -> str:
@@ -319,26 +323,31 @@ def _boxes(csv, film, label, columns, size=None, corners=False):
         yield Path(row[film]).stem if film == 'Image Index' else row[film], label(row), None if math.isnan(box[0]) else dict(box=box, size=size)
 
 def nih_boxes(path, finding): # NIH's BBox_List_2017.csv; its 'Infiltrate' is the label 'Infiltration'
+    "The boxes that NIH ChestX-ray14 comes with."
     csv = read_csv(path)
     return _gather(_boxes(csv, 'Image Index', lambda r: r['Finding Label'].replace('Infiltrate', 'Infiltration'), csv.columns[2:6], [1024, 1024]), finding)
 
 def rsna_boxes(path, finding='Pneumonia'): # RSNA's stage_2_train_labels.csv, with stage_2_detailed_class_info.csv beside it where there
+    "The boxes of the RSNA Pneumonia Challenge."
     csv, detail = read_csv(path), Path(path).with_name('stage_2_detailed_class_info.csv')
     kind = dict(read_csv(detail)[['patientId','class']].to_numpy()) if detail.is_file() else {}
     name = lambda r: 'Pneumonia' if r['Target'] == '1' else 'No Finding' if kind.get(r['patientId']) == 'Normal' else 'No Pneumonia'
     return _gather(_boxes(csv, 'patientId', name, ['x','y','width','height'], [1024, 1024]), finding)
 
 def vindr_boxes(path, finding): # VinDr-CXR's annotations_train.csv or Kaggle's train.csv: corners in the file's own pixels, three readers
+    "The boxes of VinDr-CXR."
     name = lambda r: 'No Finding' if r['class_name'].lower() == 'no finding' else r['class_name']
     return _gather(_boxes(read_csv(path), 'image_id', name, ['x_min','y_min','x_max','y_max'], corners=True), finding)
 
 # %% ../nbs/01_data.ipynb #2f33527a
 def chestxdet_polygons(path, finding): # ChestX-Det_train.json: polygons in 1024 x 1024
+    "The outlines of ChestX-Det."
     rows = [(Path(o['file_name']).stem, *pair) for o in json.loads(read_text(path))
             for pair in ([(s, dict(polygon=p, size=[1024, 1024])) for s, p in zip(o['syms'], o['polygons'])] or [('No Finding', None)])]
     return _gather(rows, finding)
 
 def chexlocalize_runs(path, finding): # gt_segmentations_val.json: every film lists every finding, most with an empty mask
+    "The outlines of CheXlocalize."
     rows = []
     for film, findings in json.loads(read_text(path)).items():
         found = [(name, dict(runs=runs, size=mask['size'])) for name, mask in findings.items() if (runs := coco_runs(mask['counts']))]
@@ -346,6 +355,7 @@ def chexlocalize_runs(path, finding): # gt_segmentations_val.json: every film li
     return _gather(rows, finding)
 
 def siim_masks(path, finding='Pneumothorax'): # SIIM-ACR's train-rle.csv: ImageId, EncodedPixels; -1 is none
+    "The masks of SIIM-ACR Pneumothorax."
     csv = read_csv(path).rename(columns=str.strip)
     rows = [(i, 'No Finding' if r.strip() in ('-1','') else 'Pneumothorax', None if r.strip() in ('-1','') else dict(runs=siim_runs(r), size=[1024, 1024]))
             for i, r in zip(csv.ImageId, csv.EncodedPixels)]

@@ -60,6 +60,7 @@ def figure_channels(film, # (N, H, W) uint8 or 0..1
     return fig
 
 def outline_of(ax, truth): # (H, W), drawn if there is any
+    "Outline the truth in blue."
     if np.any(truth): ax.contour(np.asarray(truth, float), [.5], colors='#56B4E9', linewidths=1.2)
 
 # %% ../nbs/07_displacement.ipynb #0e8c5350

@@ -150,7 +150,9 @@ def read_film(path:str|Path, # PNG, JPEG, BMP, TIFF, WebP or DICOM
     except LazysegError as e: raise LazysegError(f"{path} {e}") from e
     except Exception as e: raise LazysegError(f"{path} can't be read as a film: {' '.join(str(e).replace(str(path), 'it').split())[:200] or type(e).__name__}.") from e
 
-def is_dicom(path, head:bytes) -> bool: return head[128:132] == b'DICM' or Path(path).suffix.lower() in ('.dcm','.dicom')
+def is_dicom(path, head:bytes) -> bool:
+    "Whether a file is DICOM, by its mark at byte 128 or by its name."
+    return head[128:132] == b'DICM' or Path(path).suffix.lower() in ('.dcm','.dicom')
 
 # %% ../nbs/00a_film.ipynb #2380b7db
 def resize(image:np.ndarray, # (H, W) of any kind of number

@@ -153,11 +153,13 @@ def calibration_error(weights, p, has, bins:int=10) -> np.ndarray: # (n, N), (N,
     return np.abs((weights*(p - has)) @ inside).sum(1)/weights.sum(1)
 
 def with_interval(draws) -> dict: # (1 + n,), the films as they are first, then bootstrap draws -> {value, low, high}
+    "A number and its 95% interval over the draws in which it is defined."
     left = np.asarray(draws)[1:][np.isfinite(draws[1:])]
     low, high = np.quantile(left, [.025, .975]).tolist() if len(left) else (None, None)
     return dict(value=float(draws[0]) if np.isfinite(draws[0]) else None, low=low, high=high)
 
 def draws_of(patients, n_boot:int=1000, seed:int=0): # (1 + n_boot, N): how often each film takes part
+    "Bootstrap draws of patients, with the films as they are before them."
     return np.concatenate([np.ones((1, len(patients))), patient_draws(patients, n_boot, seed)])
 
 # %% ../nbs/08_several_diseases.ipynb #da8cb951
@@ -426,7 +428,9 @@ def save(self:Panel, folder:str|Path) -> Path:
     with whole_file(folder/'panel.json') as p: p.write_text(json.dumps(about, indent=1) + '\n')
     return folder
 
-def net_width(model) -> float: return model[-1].in_features/256 # of `diagnosis_net`
+def net_width(model) -> float:
+    "The width of a diagnosis network, read off its last layer."
+    return model[-1].in_features/256 # of `diagnosis_net`
 
 # %% ../nbs/08_several_diseases.ipynb #4d2ca85a
 def panel_card(about:dict) -> str: # Markdown

@@ -187,6 +187,7 @@ def spread(n:int, # samples, at the middle of n equal parts of -1..1
     return torch.zeros(n, k).scatter_(1, i.long()[:, None] + torch.arange(-1, 3), w)
 
 def upsample(points, shape): # (a, b, c, 3) control points -> (*shape, 3)
+    "Smooth interpolation of control points to a full grid, by `spread` along each axis."
     front, up, left = (spread(n, k) for n, k in zip(shape, points.shape))
     x = up @ (points.permute(3, 0, 1, 2) @ left.T)
     return (front @ x.flatten(2)).unflatten(-1, x.shape[2:]).permute(1, 2, 3, 0)
@@ -209,9 +210,11 @@ def turn(patient:dict) -> torch.Tensor: # (3, 3)
 HEART, HIATUS, HILA = (25., 28., -17.), (8., -14., -68.), ((-34., -8., -2.), (24., -16., 16.)) # mm
 
 def bump(at, centre, width): # 1 at `centre`, falling off over `width` mm
+    "A smooth hill."
     return torch.exp(-(((at - torch.tensor(centre))/torch.tensor(width))**2).sum(-1))
 
 def reshape_heart(at, times): # where to look in the CT, less `at`, so that the heart becomes `times` (a number or three) as big
+    "Stretch space around the heart."
     return bump(at, HEART, (75., 70., 65.))[..., None]*(at - torch.tensor(HEART))*(1/torch.tensor(times) - 1)
 
 def stand(patient:dict, warp, aspect) -> torch.Tensor: # (*CONTROL, 3) mm in the CT
@@ -235,6 +238,7 @@ def draw_severity(rng) -> float: # 0..1
     return float(.15*rng.random() if rng.random() < .06 else rng.beta(2.6, 1.1))
 
 def blotches(rng, at, mm): # (n,) smooth noise of spread 1 at the places `at`, in lumps of about `mm`
+    "Uneven noise, for disease that is never quite even."
     k = round(420/mm)
     lumps = torch.from_numpy(rng.standard_normal((1, 1, k, k, k), dtype=np.float32))
     return 1.7*F.grid_sample(lumps, (at/210)[None, None, None], align_corners=True, padding_mode='reflection').flatten()
@@ -348,6 +352,7 @@ ILL = dict(pneumonia=Pneumonia, edema=Edema, emphysema=Emphysema, hernia=Hernia)
 
 # %% ../nbs/00_phantom.ipynb #1c88d092
 def blur(x, sigma): # (h, w), Gaussian of `sigma` px
+    "A Gaussian blur; one of less than a fifth of a pixel is left out."
     if sigma < .2: return x
     r = int(3*sigma) + 1
     k = torch.exp(-.5*(torch.arange(-r, r + 1)/sigma)**2)
@@ -374,6 +379,7 @@ def develop(grey, window, patient): # -> (h, w) 0..1; `window`: the grey of lung
 
 # %% ../nbs/00_phantom.ipynb #dd886d36
 def near_line(x, z, points): # (h, w) mm from a polyline through `points`, a list of (x, z)
+    "How far each point of the film is from a line."
     best = torch.full_like(x, 1e9)
     for (x0, z0), (x1, z1) in zip(points, points[1:]):
         dx, dz = x1 - x0, z1 - z0
@@ -382,16 +388,19 @@ def near_line(x, z, points): # (h, w) mm from a polyline through `points`, a lis
     return best.sqrt()
 
 def curve(rng, start, end, bend): # 9 points of a smooth line
+    "A smooth line from `start` to `end` that strays by about `bend` mm."
     start, end = np.array(start, float), np.array(end, float)
     t = np.linspace(0, 1, 9)[:, None]
     handles = [start + (end - start)*k + rng.normal(0, bend, 2) for k in (.33, .67)]
     return ((1-t)**3*start + 3*(1-t)**2*t*handles[0] + 3*(1-t)*t**2*handles[1] + t**3*end).tolist()
 
 def wire(x, z, points, mm, water): # a thin dense line, `mm` wide, never thinner than the grid can show
+    "The shadow of a wire or a thin tube."
     step = float((x[0, 1] - x[0, 0]).abs())
     return water*min(1., mm/step)*torch.exp(-(near_line(x, z, points)/max(mm/2, .6*step))**2)
 
 def ball(x, z, at, mm, water): # (h, w): a half-ellipsoid `mm` across its radius, `water` thick in the middle
+    "The shadow of a round thing."
     return water*(1 - ((x - at[0])**2 + (z - at[1])**2)/mm**2).clip(min=0).sqrt()
 
 # %% ../nbs/00_phantom.ipynb #80072e02
@@ -400,7 +409,9 @@ def breasts(rng, x, z):
     low, out, mm, thick = rng.uniform(-75, -40), rng.uniform(65, 90), rng.uniform(45, 70), rng.uniform(6, 24)
     return sum(ball(x, z, (s*out + rng.normal(0, 4), low + rng.normal(0, 4)), mm, thick) for s in (-1, 1))
 
-def nipples(rng, x, z): return sum(ball(x, z, (s*rng.uniform(70, 100), rng.uniform(-60, -25)), rng.uniform(3.5, 6), rng.uniform(4, 9)) for s in (-1, 1))
+def nipples(rng, x, z):
+    "Two small round shadows that look like nodules."
+    return sum(ball(x, z, (s*rng.uniform(70, 100), rng.uniform(-60, -25)), rng.uniform(3.5, 6), rng.uniform(4, 9)) for s in (-1, 1))
 
 def nodes(rng, x, z):
     "Old calcified lymph nodes at the lung's root."
@@ -408,13 +419,17 @@ def nodes(rng, x, z):
     return sum(ball(x, z, (r[0] + rng.normal(0, 14), r[2] + rng.normal(0, 16)), rng.uniform(2, 4.5), rng.uniform(8, 22)) for r in roots)
 
 # %% ../nbs/00_phantom.ipynb #26619b80
-def catheter(rng, x, z): return wire(x, z, curve(rng, (rng.choice([-1, 1])*rng.uniform(60, 120), rng.uniform(100, 150)), (-22, rng.uniform(0, 40)), 15), 2., 9.)
+def catheter(rng, x, z):
+    "A catheter from the collarbone to the great vein."
+    return wire(x, z, curve(rng, (rng.choice([-1, 1])*rng.uniform(60, 120), rng.uniform(100, 150)), (-22, rng.uniform(0, 40)), 15), 2., 9.)
 
 def feeding_tube(rng, x, z):
+    "A tube through the gullet into the stomach."
     path = curve(rng, (-8, 170), (rng.uniform(5, 40), rng.uniform(-130, -90)), 6)
     return wire(x, z, path, rng.uniform(2, 4), rng.uniform(5, 12))
 
 def windpipe_tube(rng, x, z):
+    "A breathing tube: a soft shadow with a dense thread."
     path = curve(rng, (-12, 170), (-14, rng.uniform(35, 60)), 3)
     return (near_line(x, z, path) < 4).float()*3 + wire(x, z, path, 1.5, 6.)
 
@@ -428,6 +443,7 @@ def leads(rng, x, z):
 
 # %% ../nbs/00_phantom.ipynb #391d5cc4
 def pacemaker(rng, x, z):
+    "A pacemaker below the collarbone and its lead to the heart."
     at = (rng.choice([-1, 1, 1])*rng.uniform(70, 90), rng.uniform(70, 95))
     case = ((x - at[0]).abs()/23)**4 + ((z - at[1]).abs()/19)**4 < 1
     return 60*case + wire(x, z, curve(rng, at, (30 + rng.normal(0, 8), -40 + rng.normal(0, 8)), 18), 1.8, 14.)
@@ -816,6 +832,7 @@ def _nearest(x, y, z): # distance to the nearest healthy film, less that to the 
 GATES = dict(classifier=(.90, .98), nearest=(0., .65), border=(0., .60), intensity_share=(0., 1/3))
 
 def gates_file(): # what `python benchmarks/phantom.py --gates` wrote last
+    "Where the gates that were measured last are kept."
     return project_root()/'reports'/'phantom'/'gates.json'
 
 def passed(found:dict) -> dict: # gate: bool

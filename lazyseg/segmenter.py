@@ -259,6 +259,7 @@ ORANGE = (230, 159, 0)
 def shrink(picture:np.ndarray, # (H, W) of any kind
            most:int, # pixels of the longer side at most
           ) -> np.ndarray: # (h, w), of the same kind
+    "Make a picture smaller if it is too large."
     small = most/max(picture.shape)
     if small >= 1: return picture
     less = resize(picture, *(max(1, round(small*n)) for n in picture.shape))
@@ -334,7 +335,9 @@ def score(self:Segmenter, views:np.ndarray, # (B, h, w) uint8, from `prepare`
     return scores, other.film[:, 0].float().cpu().numpy()
 
 @patch(as_prop=True)
-def device(self:Segmenter): return next(self.scorer.generator.parameters()).device
+def device(self:Segmenter):
+    "Where the model computes."
+    return next(self.scorer.generator.parameters()).device
 
 # %% ../nbs/09_your_films.ipynb #32b78431
 @patch
@@ -433,6 +436,7 @@ def card_numbers(metrics:dict|None) -> str:
             "*Label-only* thresholds were chosen by image labels, the others by outlines of validation films.")
 
 def as_interval(r:dict) -> str: # {value, low, high}
+    "A number with its interval, as text."
     if r.get('value') is None: return ''
     return f"{r['value']:.3f}" + ('' if r.get('low') is None else f" ({r['low']:.3f} to {r['high']:.3f})")
 
@@ -677,6 +681,7 @@ def colours(scores:np.ndarray, top:float) -> np.ndarray: # (h, w) -> (h, w, 3) u
     return (colormaps['magma'](np.clip(scores/top, 0, 1))[..., :3]*255).astype(np.uint8)
 
 def as_png(picture:np.ndarray) -> bytes:
+    "A picture as the bytes of a PNG file."
     with io.BytesIO() as out:
         Image.fromarray(picture).save(out, format='PNG', compress_level=1) # the screen is near: speed before size
         return out.getvalue()

@@ -1,0 +1,47 @@
+"""Every public name says what it is, and is seen at work where it is made."""
+import ast
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+pytestmark = pytest.mark.dev
+BOOKS = {p.stem: [("".join(c["source"])) for c in json.loads(p.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+         for p in sorted((ROOT / "nbs").glob("*.ipynb"))}
+CHAPTERS = [b for b, cells in BOOKS.items() if any(re.search(r"^#\|\s*default_exp", c, re.M) for c in cells)]
+is_exported = lambda cell: re.match(r"#\|\s*export", cell)
+ELSEWHERE = "\n".join(p.read_text(encoding="utf-8") for p in [*(ROOT / "tests").glob("test_*.py"), ROOT / "Makefile"])
+
+
+def definitions(book):
+    "What the exported cells of a notebook define: {name: (its node, its source)}; methods added by `@patch` and constants too."
+    found = {}
+    for cell in filter(is_exported, BOOKS[book]):
+        for node in ast.parse(cell).body:
+            names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [getattr(t, "id", getattr(t, "attr", "")) for t in getattr(node, "targets", [])]
+            for name in names: found[name] = node, found.get(name, (0, ""))[1] + ast.get_source_segment(cell, node)
+    return found
+
+
+@pytest.mark.parametrize("book", CHAPTERS)
+def test_every_public_name_says_what_it_is(book):
+    silent = [name for name, (node, _) in definitions(book).items()
+              if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and name[0] != "_" and not ast.get_docstring(node)]
+    assert not silent, f"no docstring: {', '.join(silent)}"
+
+
+@pytest.mark.parametrize("book", CHAPTERS)
+def test_every_public_name_is_at_work_in_its_notebook(book):
+    "Named in a cell that runs there, or called by what is; or by another notebook, a test or the Makefile."
+    found = definitions(book)
+    shown = "\n".join([ELSEWHERE, *(c for c in BOOKS[book] if not is_exported(c)), *(c for other, cells in BOOKS.items() if other != book for c in cells)])
+    at_work = {name for name in found if re.search(rf"\b{name}\b", shown)}
+    todo = list(at_work)
+    while todo:
+        source = found[todo.pop()][1]
+        new = {name for name in found if name not in at_work and re.search(rf"\b{name}\b", source)}
+        at_work |= new
+        todo += new
+    idle = [name for name in found if name not in at_work and name and name[0] != "_" and name != name.upper()]
+    assert not idle, f"nowhere at work: {', '.join(idle)}"
