@@ -27,6 +27,7 @@ from torch import Tensor
 from .core import LazysegError, somebody_watches
 from .data import Films, augment_batch
 from .models import Outliner, PupilScorer
+from .scale import device_profile
 
 # %% ../nbs/03b_exercises.ipynb #c877ea02
 @torch.no_grad()
@@ -146,6 +147,6 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
     set_seed(seed, reproducible=True)
     pupil = Outliner(width)
     learn = Learner(DataLoaders(book, book), pupil, loss_func=outline_cost, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, foreach=True),
-                    lr=3e-3, wd=.01, cbs=NoValidation())
+                    lr=3e-3, wd=.01, cbs=[NoValidation(), *device_profile().callbacks()])
     with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(1, 3e-3)
     return PupilScorer(pupil, getattr(scorer, 'teacher', scorer), scorer.name)

@@ -25,7 +25,7 @@ def norm(kind:str, # 'batch', 'instance', 'group' or 'none'
     "A normalisation layer for (B, `channels`, H, W)."
     one_of('norm', kind, ['batch', 'instance', 'group', 'none'])
     if kind == 'batch': return nn.BatchNorm2d(channels)
-    if kind == 'instance': return nn.InstanceNorm2d(channels, affine=True)
+    if kind == 'instance': return nn.GroupNorm(channels, channels) # the same function as InstanceNorm2d, and a faster one
     if kind == 'group': return nn.GroupNorm(min(8, channels), channels)
     return nn.Identity()
 

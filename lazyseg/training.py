@@ -31,6 +31,7 @@ from .core import LazysegError, one_of, somebody_watches, whole_file
 from .data import unpaired_loaders
 from .exercises import NoValidation, PupilScorer, teach
 from .models import Counterpart, Discriminator, Generator, GeneratorScorer, Outliner
+from .scale import device_profile
 
 # %% ../nbs/03_training.ipynb #946b6600
 @dataclass(frozen=True)
@@ -128,8 +129,10 @@ def judge(critic:nn.Module, # films to verdicts
           films:list[Tensor], # several batches (B, 1, H, W)
           strength:float=0., # see `haze`
          ) -> list[Tensor]:
-    "Verdicts on each batch, all judged in one call so that batch statistics are shared."
-    return critic(haze(torch.cat(films), strength)).split([len(f) for f in films])
+    "Verdicts on each batch; where there are batch statistics all are judged in one call, so that they share them."
+    counts, seen = [len(f) for f in films], haze(torch.cat(films), strength)
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in critic.modules()): return critic(seen).split(counts)
+    return [critic(part) for part in seen.split(counts)] # each film by itself, so that none waits for another's way back
 
 class Billed(torch.autograd.Function):
     "A cost whose gradient is known: the way back hands it out, and goes through no network again."
@@ -314,13 +317,14 @@ def get_learner(dls:DataLoaders, # of (healthy, diseased), see `unpaired_loaders
                 m:Method, # choices, see `method`
                 seed:int=0, # of the weights
                 cbs=(), # further callbacks
+                device:str='auto', # how a step is computed, see `device_profile`
                 **kwargs, # for `Learner`
                ) -> Learner:
     "A fastai `Learner` that trains method `m` on unpaired films."
     set_seed(seed, reproducible=True)
     adam = partial(OptimWrapper, opt=torch.optim.Adam, betas=(.5, .999), foreach=True)
     return Learner(dls, Translator(m), loss_func=total, opt_func=adam, splitter=two_groups, lr=m.lr,
-                   cbs=[BothDomains(), NoValidation(), MovingAverage(), Costs(), Watch(), Pace(), *cbs], **kwargs)
+                   cbs=[BothDomains(), NoValidation(), MovingAverage(), Costs(), Watch(), Pace(), *device_profile(device).callbacks(), *cbs], **kwargs)
 
 # %% ../nbs/03_training.ipynb #10b0b907
 def same_choices(kept:str, asked:str) -> bool: # both JSON
