@@ -35,12 +35,12 @@ def test_every_public_name_says_what_it_is(book):
 def test_every_public_name_is_at_work_in_its_notebook(book):
     "Named in a cell that runs there, or called by what is; or by another notebook, a test or the Makefile."
     found = definitions(book)
-    shown = "\n".join([ELSEWHERE, *(c for c in BOOKS[book] if not is_exported(c)), *(c for other, cells in BOOKS.items() if other != book for c in cells)])
-    at_work = {name for name in found if re.search(rf"\b{name}\b", shown)}
+    words = lambda text: set(re.findall(r"\w+", text))
+    shown = words("\n".join([ELSEWHERE, *(c for c in BOOKS[book] if not is_exported(c)), *(c for other, cells in BOOKS.items() if other != book for c in cells)]))
+    at_work = set(found) & shown
     todo = list(at_work)
     while todo:
-        source = found[todo.pop()][1]
-        new = {name for name in found if name not in at_work and re.search(rf"\b{name}\b", source)}
+        new = set(found) & words(found[todo.pop()][1]) - at_work
         at_work |= new
         todo += new
     idle = [name for name in found if name not in at_work and name and name[0] != "_" and name != name.upper()]
