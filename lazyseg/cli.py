@@ -274,7 +274,7 @@ def evaluate(model, source='phantom', data='', where='', disease='', # as for `t
     import numpy as np
     from lazyseg.data import get_films, get_source
     from lazyseg.evaluation import evaluate as measure_all
-    from lazyseg.segmenter import Segmenter
+    from lazyseg.segmenter import FAR, Segmenter
     from lazyseg.thresholding import OperatingPoint
     segmenter = Segmenter.load(model)
     about, (h, w) = segmenter.about, segmenter.size
@@ -286,7 +286,7 @@ def evaluate(model, source='phantom', data='', where='', disease='', # as for `t
     scores = np.concatenate([segmenter.score(found.film[i:i + 32])[0] for i in bar(range(0, len(found), 32), 'scoring')])
     measured = lambda s, point: measure_all(s, found.truth, sick, found.table.patient, point, lungs=found.lungs, seed=seed)
     far = segmenter.known.distance(found.film[:]) if segmenter.known else np.full(len(found), np.nan)
-    return dict(model=str(model), source=source, split=split, credit=found.credit, distance=dict(median=round(float(np.median(far)), 3), beyond=round(float((far > 1.2).mean()), 3)),
+    return dict(model=str(model), source=source, split=split, credit=found.credit, distance=dict(median=round(float(np.median(far)), 3), beyond=round(float((far > FAR).mean()), 3)),
                 results={'empty mask': measured(0*scores, OperatingPoint(.5)), about['name']: measured(scores, segmenter.point)})
 
 # %% ../nbs/cli.ipynb #1efe723c

@@ -36,8 +36,8 @@ from .data import Films, label_sets, patient_hash, split_patients
 from .evaluation import _image_auroc, patient_draws
 from .phantom import CREDIT, DISEASES, several_arrays
 from .runs import outline
-from .segmenter import (BIGGEST_FILE, FAR, KNOWN, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, check_fields, fill_network, list_films,
-                               read_json, read_numbers, sha256, take_numbers, why_far)
+from .segmenter import (BIGGEST_FILE, KNOWN, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, check_fields, fill_network, list_films,
+                               odd_about, read_json, read_numbers, sha256, take_numbers)
 from .thresholding import dice_from_areas, score_films, threshold_from_labels
 from .training import PROFILES, fit_method, read_state
 
@@ -351,21 +351,20 @@ def judge(self:Panel, prepared:list, # of (view, place, notes), from `prepare`
     views = np.stack([view for view, _, _ in prepared])
     probability = self.diagnosis(views)
     states = self.diagnosis.states(probability)
-    far = np.full(len(views), np.nan) if self.known is None else self.known.distance(views)
+    far, odd = odd_about(self.known, views)
     found = [{} for _ in views]
     for k, (name, segmenter) in enumerate(self.segmenters.items()):
         rows = np.flatnonzero(states[:, k] != ABSENT)
         for i, one in zip(rows, segmenter.judge([prepared[i] for i in rows]) if len(rows) else ()): found[i][name] = one
-    return [self.settled(view, place, notes, *rest) for (view, place, notes), *rest in zip(prepared, probability, states, found, far)]
+    return [self.settled(view, place, notes, *rest) for (view, place, notes), *rest in zip(prepared, probability, states, found, far, odd)]
 
 @patch
-def settled(self:Panel, view, place, notes, probability, state, found, far) -> Diagnosed:
+def settled(self:Panel, view, place, notes, probability, state, found, far, odd) -> Diagnosed:
     "One film's result: overlaps settled, what is odd said."
     masks, margins = np.zeros((2, len(self.diseases), *view.shape), np.float32)
     for k, (name, s) in enumerate(self.segmenters.items()):
         if name in found: masks[k], margins[k] = found[name].marks, s.point.smooth(found[name].scores[None])[0]/max(s.point.threshold, 1e-6)
-    warn = [f'the picture {note}' for note in notes]
-    if far > FAR: warn.append(f'{far:.1f} times as far from the training films as ordinary ones: {why_far(self.known, view, far)}')
+    warn = [f'the picture {note}' for note in notes] + odd
     return Diagnosed(self.diseases, view.astype(np.float32)/255, probability, state, found, settle(masks > 0, margins, probability, self.rule), float(far), warn, place)
 
 # %% ../nbs/08_several_diseases.ipynb #3d6a88d2

@@ -209,6 +209,28 @@ def test_ordinary_films_get_no_warning_and_others_do(model):
     assert "black and white" in found["inverted"].warnings[0] and "upside down" in found["down"].warnings[0] and "on its side" in found["side"].warnings[0]
 
 
+def test_a_turned_film_is_found_though_it_is_near(tmp_path):
+    "Films of many kinds lie far apart; what tells a negative is that the film itself would be nearer."
+    rng, films = np.random.default_rng(0), lungs_like(240, 64, seed=4).astype(float)
+    loud = 40*rng.standard_normal((240, 1, 8, 8)).repeat(8, 2).repeat(8, 3)[:, 0] # large differences between films that are all ordinary
+    films = (films*rng.uniform(.5, 1, (240, 1, 1)) + loud).clip(0, 255).astype(np.uint8)
+    known = S.KnownFilms.of(films[:120], films[120:180])
+    ordinary, asked = S.odd_about(known, films[180:])[1], films[180:]
+    assert sum(map(bool, ordinary)) <= 4
+    for turned, reason in ((255 - asked, "black and white"), (asked[:, ::-1], "upside down"), (np.rot90(asked, 1, (1, 2)), "on its side")):
+        far, odd = S.odd_about(known, np.ascontiguousarray(turned))
+        found = [bool(o) and reason in o[0] for o in odd]
+        assert np.mean(found) > np.mean(far > S.FAR) - .02 and np.mean(found) > .9, (reason, np.mean(found), np.mean(far > S.FAR))
+
+
+def test_descriptions_are_turned_without_describing_anew():
+    films = np.stack([FILM, lungs_like(1, 64, seed=2)[0]])
+    turned = S.turnings(S.describe_films(films))
+    for reason, n, real in (("its black and white seem swapped", 0, 255 - films), ("its left and right seem swapped", 0, films[:, :, ::-1]), ("it seems upside down", 0, films[:, ::-1]),
+                            ("it seems upside down", 1, films[:, ::-1, ::-1]), ("it seems to lie on its side", 0, np.rot90(films, 1, (1, 2))), ("it seems to lie on its side", 1, np.rot90(films, 3, (1, 2)))):
+        assert np.abs(turned[reason][n] - S.describe_films(real)).max() < 1e-4, reason
+
+
 def test_colour_photos_are_named(model, tmp_path):
     photo = np.stack([FILM, FILM // 2, 255 - FILM], -1)
     Image.fromarray(photo).save(tmp_path / "photo.jpg")
