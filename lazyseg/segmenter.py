@@ -565,7 +565,7 @@ def build_scorer(about:dict, weights:dict, folder:Path):
     return PupilScorer(fill('pupil', lambda: Outliner(c.width)), scorer, about['name']) if any(k.startswith('pupil.') for k in weights) else scorer
 
 # %% ../nbs/09_your_films.ipynb #dab7ccfa
-KNOWN = {k: (16*16 + 9 + len(BANDS) - 1,) for k in ('mean', 'scale')} | dict(axes=('k', 16*16 + 9 + len(BANDS) - 1), spread=('k',), rest=(), edge=()) # shapes of what `describe_films` gives
+KNOWN = {k: (sum(GROUPS),) for k in ('mean', 'scale')} | dict(axes=('k', sum(GROUPS)), spread=('k',), rest=(), edge=()) # shapes of what `describe_films` gives
 
 def take_numbers(kind, # `KnownFilms` or `Calibration`
                  parts:dict|None, # {name: tensor} of a file
