@@ -257,6 +257,12 @@ def _set(values, where, new): # a copy of `values` with `new` in the places `whe
     out[where] = new
     return out
 
+def _only(mu, where, new): # zeros of the shape of `mu` but for the places `where`
+    out = torch.zeros_like(mu)
+    out[where] = new
+    return out
+
+
 # %% ../nbs/00_phantom.ipynb #0315d02c
 class Pneumonia(Disease):
     "Air spaces fill with fluid, in one or two lobes: patches that stop at the fissures and show the bronchi as dark tubes."
@@ -274,7 +280,7 @@ class Pneumonia(Disease):
                 support = torch.maximum(support, focus*torch.where(inside, 1., 1 - self.signs['fissures']))
         lung = mu[c.lung]
         share = self.signs['density']*min(1., 1.6*self.severity)*(1 - .8*self.signs['bronchograms']*c.airway)
-        return _set(mu, c.lung, lung + support*share*(.97 - lung).clip(min=0)), _set(torch.zeros_like(mu), c.lung, support)
+        return _set(mu, c.lung, lung + support*share*(.97 - lung).clip(min=0)), _only(mu, c.lung, support)
 
 # %% ../nbs/00_phantom.ipynb #13e71ae6
 class Edema(Disease):
@@ -292,7 +298,7 @@ class Edema(Disease):
         fluid = torch.sigmoid((level - c.at[:, 2])/3)*float(self.signs['angles'] > 0)
         flooded = lung + (haze + lines)*(.95 - lung).clip(min=0)
         flooded = flooded + fluid*(1 - flooded).clip(min=0)
-        return _set(mu, c.lung, flooded), _set(torch.zeros_like(mu), c.lung, torch.maximum(torch.sigmoid((wing - .4)/.06), fluid))
+        return _set(mu, c.lung, flooded), _only(mu, c.lung, torch.maximum(torch.sigmoid((wing - .4)/.06), fluid))
 
 # %% ../nbs/00_phantom.ipynb #729e99ef
 class Emphysema(Disease):
@@ -316,7 +322,7 @@ class Emphysema(Disease):
         bulla = bulla*self.signs['bullae']*self.severity
         thin = lost*(.2 + .65*self.severity)*self.signs['loss']
         new = torch.where(c.vessel, lung*(1 - lost*.8*self.severity*self.signs['vessels']), lung*(1 - thin))
-        return _set(mu, c.lung, new*(1 - .9*bulla)), _set(torch.zeros_like(mu), c.lung, torch.maximum(lost, bulla))
+        return _set(mu, c.lung, new*(1 - .9*bulla)), _only(mu, c.lung, torch.maximum(lost, bulla))
 
 # %% ../nbs/00_phantom.ipynb #8e1cc2d8
 class Hernia(Disease):
@@ -347,7 +353,8 @@ class Hernia(Disease):
             hollow = torch.sigmoid((away[:, 2] - self.level*self.small)/1)*torch.sigmoid((self.small - 3 - r)/.8)
             content = content*(1 - .98*hollow*self.signs['level'])
         mu = _set(mu, c.bubble, mu[c.bubble] + self.severity*self.signs['bubble']*(1 - mu[c.bubble])) # the stomach has left
-        return _set(mu, near, old + inside*(content - old)), _set(torch.zeros_like(mu), near, inside)
+        mu[near] = old + inside*(content - old)
+        return mu, _only(mu, near, inside)
 
 # %% ../nbs/00_phantom.ipynb #acc196ab
 ILL = dict(pneumonia=Pneumonia, edema=Edema, emphysema=Emphysema, hernia=Hernia)
@@ -501,7 +508,8 @@ LUNG_MM = 25.                                                      # lung mask: 
 def healthy_tissue(c:Chest, numbers:dict) -> torch.Tensor: # (voxels,) attenuation
     "The CT with this patient's density of bone and lung."
     mu = (c.soft + numbers['bone']*c.bone).flatten()
-    return _set(mu, c.lung, numbers['lung']*mu[c.lung])
+    mu[c.lung] *= numbers['lung']
+    return mu
 
 # %% ../nbs/00_phantom.ipynb #a8542db0
 class Scene:

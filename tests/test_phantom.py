@@ -134,7 +134,7 @@ def test_bad_settings_are_named(fresh, bad, says):
 def test_shifted_films_come_from_other_ranges(fresh):
     for name, (usual, shifted) in (P.ANATOMY | P.POSE).items():
         overlap = max(0, min(usual[1], shifted[1]) - max(usual[0], shifted[0]))
-        if name not in ('left', 'up'): assert overlap < .1*(usual[1] - usual[0]), name # nobody stands exactly in the middle
+        if name not in ('left', 'up'): assert overlap < .15*(usual[1] - usual[0]), name # nobody stands exactly in the middle
     for i in range(5):
         usual, shifted = (P.draw(P.ANATOMY | P.POSE, P.stream(i), s) for s in (False, True))
         for name, (low, high) in ((k, r[1]) for k, r in (P.ANATOMY | P.POSE).items()): assert low <= shifted[name] <= high, name
@@ -232,7 +232,7 @@ def test_the_gates_kept_are_of_this_phantom():
                 if metric != 'chosen' and m['low'] is not None: assert m['low'] <= m['value'] <= m['high'], (disease, question, metric)
 
 
-MISSED = dict(emphysema=('nearest',), edema=('nearest',)) # see the chapter: what fills or empties both lungs is seen from anywhere
+MISSED = dict(pneumonia=('classifier',), edema=('nearest',), emphysema=('nearest', 'intensity_share')) # see the chapter, which says why
 
 @pytest.mark.slow
 @pytest.mark.parametrize('disease', P.DISEASES)
