@@ -175,27 +175,26 @@ def write_result(out:Path, key:str, path:Path, result, about:dict, dicom:bool) -
 
 # %% ../nbs/cli.ipynb #a8b90ef3
 def segment_batch(job:dict, paths:list, first:int, # number of the first film
-                 ) -> list: # rows
+                 ): # yields rows
     "Mark a few films; those whose results are there already are left alone."
-    rows, todo = [None]*len(paths), []
+    todo = []
     for i, path in enumerate(paths):
         key = job['keys'][first + i - 1]
-        if key in job['kept']: rows[i] = job['kept'][key] | dict(number=first + i)
+        if key in job['kept']: yield job['kept'][key] | dict(number=first + i)
         else: todo.append(i)
     lungs = [job['lungs']/f'{paths[i].stem}.png' for i in todo] if job['lungs'] else None
     for i, result in zip(todo, job['segmenter'].segment_each([paths[i] for i in todo], lungs, bad='give') if todo else ()):
         number, key = first + i, job['keys'][first + i - 1]
         try:
             if isinstance(result, LazysegError): raise result
-            rows[i] = write_result(job['out'], key, paths[i], result, job['segmenter'].about, job['dicom'])
+            row = write_result(job['out'], key, paths[i], result, job['segmenter'].about, job['dicom'])
             job['warned'] += bool(result.warnings)
             if result.warnings and job['warned'] <= 10: say(f"{key}: {'; '.join(result.warnings)}{' (more such films are named in films.csv alone)' if job['warned'] == 10 else ''}")
         except LazysegError as e:
             message, fault = name_fault(e, paths[i], number, len(job['keys']), job['names'])
             say(message)
-            rows[i] = dict(film=key or '', fault=fault)
-        rows[i] |= dict(number=number, made_by=job['made_by'])
-    return rows
+            row = dict(film=key or '', fault=fault)
+        yield row | dict(number=number, made_by=job['made_by'])
 
 # %% ../nbs/cli.ipynb #68d5c4ff
 def check_model(folder:Path) -> str: # 'panel.json' or 'settings.json', whichever the folder holds
@@ -238,8 +237,10 @@ def segment(films:list, # paths of films and folders
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     try:
-        for i in bar(range(0, len(paths), 16), 'films', quiet): rows += segment_batch(job, paths[i:i + 16], i + 1)
+        for i in bar(range(0, len(paths), 16), 'films', quiet):
+            for row in segment_batch(job, paths[i:i + 16], i + 1): rows.append(row)
     finally: # also when stopped by hand: what was done before and now stays
+        rows.sort(key=lambda r: r['number'])
         done = {r['film'] for r in rows}
         write_rows(out, rows + [r for k, r in job['kept'].items() if k not in done])
     return dict(films=len(rows), kept=sum(r['film'] in job['kept'] for r in rows), faults=sum(bool(r['fault']) for r in rows),

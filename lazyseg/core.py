@@ -9,7 +9,6 @@ __all__ = ['LazysegError', 'one_of', 'project_root', 'cache_dir', 'demo_folder',
 # %% ../nbs/core.ipynb #127e4939
 import os
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,13 +65,11 @@ def whole_file(path:Path|str, # where the finished file is to stand
     "Yield a temporary path beside `path`; move it there when the block ends well, remove it otherwise."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
-    os.close(handle)
+    temporary = path.with_name(f'.{path.name}.{os.urandom(4).hex()}.tmp') # not made here: a Ctrl-C between making it and `try` would leave it behind
     try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o644) # mkstemp makes it private; a report or a cache is not
+        yield temporary
         os.replace(temporary, path)
-    finally: Path(temporary).unlink(missing_ok=True)
+    finally: temporary.unlink(missing_ok=True)
 
 # %% ../nbs/core.ipynb #c0c0c0a2
 def forget_place(path:Path|str, # a text file, such as a notebook that papermill has run

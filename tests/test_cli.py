@@ -132,6 +132,23 @@ def test_a_real_ctrl_c_is_code_130(tmp_path):
     for file in (tmp_path / "ph/films").glob("*.png"): Image.open(file).load()
 
 
+def test_a_real_ctrl_c_while_films_are_marked_breaks_nothing(kept, tmp_path, capsys):
+    films, out = tmp_path / "films", tmp_path / "out"
+    films.mkdir()
+    for i, film in enumerate(lungs_like(200, 48)): Image.fromarray(film).save(films / f"{i}.png")
+    ran = subprocess.Popen([*START, "segment", films, "-m", kept, "-o", out], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 240
+    while not list(out.glob("overlays/*.png")) and time.monotonic() < end and ran.poll() is None: time.sleep(.01)
+    ran.send_signal(signal.SIGINT)
+    said = ran.communicate(timeout=120)[1]
+    assert ran.returncode == 130 and "Stopped" in said and "Traceback" not in said
+    for file in out.rglob("*.png"): Image.open(file).load()
+    done = rows(out)
+    assert len(done) < 200 and all((out / r["mask"]).is_file() and (out / r["overlay"]).is_file() for r in done) and not list(out.rglob("*.tmp"))
+    assert segment(films, kept, out) == 0 and len(rows(out)) == 200
+    assert f"({len(done)} from an earlier call)" in capsys.readouterr().out
+
+
 NAMES = ("Quixote", "Dulcinea", "PLANTED-4711", "4711", "19230517", "1923", "20210304", "RossiMaria")
 
 
