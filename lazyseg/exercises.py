@@ -50,7 +50,7 @@ def smooth(maps:np.ndarray, # (N,H,W)
 def outlines(scores:np.ndarray, # (N,H,W) smooth scores of diseased films
              healthy:np.ndarray, # (M,H,W) smooth scores of healthy films
              rare:float=.01, # share of the pixels of healthy films that may score as high, 0..1
-             share:float=.25, # of a film's own peak
+             share:float=.4, # of a film's own peak
             ) -> np.ndarray: # (N,H,W) bool
     "Each lesion drawn at a share of its film's peak, which is the score that one pixel in a hundred exceeds."
     floor = max(np.quantile(healthy, 1 - rare), threshold_otsu(scores)/4 if np.ptp(scores) else 0.)
@@ -60,7 +60,7 @@ def outlines(scores:np.ndarray, # (N,H,W) smooth scores of diseased films
 # %% ../nbs/03b_exercises.ipynb #829ed938
 def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier lesson
                films:Films, # diseased films, and healthy ones to calibrate on
-               rare:float=.01, share:float=.25, # see `outlines`
+               rare:float=.01, share:float=.4, # see `outlines`
               ) -> tuple[np.ndarray, np.ndarray]: # (N,H,W) float16 grey values that disease added, -1..1; (N,H,W) bool where
     "Difference and outline of the disease in each diseased film of `films`."
     changes, scores = look_at(scorer, films.diseased)
