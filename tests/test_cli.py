@@ -127,7 +127,7 @@ def test_a_real_ctrl_c_is_code_130(tmp_path):
     end = time.monotonic() + 240
     while not list(tmp_path.glob("ph/films/*.png")) and time.monotonic() < end and ran.poll() is None: time.sleep(.2)
     ran.send_signal(signal.SIGINT)
-    said = ran.communicate(timeout=60)[1]
+    said = ran.communicate(timeout=300)[1] # a film that is being rendered is finished, on however busy a machine
     assert ran.returncode == 130 and "Stopped" in said and "Traceback" not in said
     for file in (tmp_path / "ph/films").glob("*.png"): Image.open(file).load()
 
