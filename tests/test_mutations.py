@@ -14,7 +14,7 @@ def test_a_fault_fits(what, module, old, new, test):
     text = (ROOT / "lazyseg" / f"{module}.py").read_text(encoding="utf-8")
     assert text.count(old) == 1, f"lazyseg/{module}.py holds {text.count(old)} times: {old}"
     compile(text.replace(old, new), module, "exec")
-    file, _, name = test.partition("::")
+    file, _, name = test.partition("[")[0].partition("::")
     assert f"def {name.rpartition('::')[2]}(" in (ROOT / file).read_text(encoding="utf-8"), test
 
 
