@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
@@ -38,7 +38,8 @@ def shortcut_auroc(what:np.ndarray, # (N, H, W) what of each film may be looked 
     if folds < 2: raise LazysegError("A shortcut can't be looked for: each class needs films of two patients at least.")
     if what.ndim == 3: what = np.stack([resize(o, 16, 16) for o in what]).reshape(len(what), -1)
     model = make_pipeline(StandardScaler(), PCA(min(60, what.shape[1], len(what)//2), random_state=0), StandardScaler(), SVC(C=2.))
-    score = cross_val_predict(model, what, diseased, groups=patients, cv=GroupKFold(folds), method='decision_function')
+    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=0) # each with both classes: a table may list them in turn, as the phantom's does
+    score = cross_val_predict(model, what, diseased, groups=patients, cv=parts, method='decision_function')
     return float(roc_auc_score(diseased, score))
 
 # %% ../nbs/01a_audit.ipynb #753ae7db

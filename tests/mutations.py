@@ -47,7 +47,7 @@ FAULTS = [
     ('rows are skipped in the arrays and not in the table', 'data', "table = source.table.iloc[rows]", "table = source.table.iloc[:len(rows)] if not isinstance(rows, slice) else source.table", D + 'test_bad_files_are_named_counted_skipped_or_stopped_on'),
     ('another view comes from the same cache', 'data', "json.dumps([CACHE_VERSION, height, width, sorted(how.items())])", "json.dumps([CACHE_VERSION, height, width])", D + 'test_cache_is_versioned_by_settings_and_files'),
     ('a changed film comes from the old cache', 'data', "key.update(f'{stat.st_size} {stat.st_mtime_ns}'.encode())", "pass", D + 'test_cache_is_versioned_by_settings_and_files'),
-    ('patients are learnt from and asked about', 'audit', "groups=patients, cv=GroupKFold(folds)", "cv=folds", 'tests/test_data_audit.py::test_shortcuts_do_not_come_from_the_patients'),
+    ('patients are learnt from and asked about', 'audit', "groups=patients, cv=parts", "cv=folds", 'tests/test_data_audit.py::test_shortcuts_do_not_come_from_the_patients'),
     # thresholds
     ('a threshold from test films is let through', 'evaluation', "shared = operating_point.chosen_on & set(patients)", "shared = set()", E + 'TestMistakes::test_threshold_from_test_films_is_refused'),
     ('a threshold forgets whom it was chosen on', 'thresholding', "chosen_on=frozenset(patients[use]))", "chosen_on=frozenset())", E + 'TestMistakes::test_threshold_from_test_films_is_refused'),

@@ -62,6 +62,12 @@ def test_shortcuts_do_not_come_from_the_patients():
     with pytest.raises(LazysegError, match='two patients'): shortcut_auroc(films[:10], np.arange(10) < 5, np.repeat([0, 1], 5))
 
 
+def test_nothing_is_read_from_noise_however_the_table_is_ordered():
+    "A table may list healthy and diseased in turn: parts of one class each would answer the wrong way round, far below one half."
+    noise = np.random.default_rng(0).normal(size=(400, 16, 16))
+    for order in (np.arange(400) % 2 == 1, np.arange(400) >= 200): assert .35 < shortcut_auroc(noise, order, np.arange(400)) < .65
+
+
 def test_missing_films_are_counted_even_where_few_are_opened(films):
     for i in (10, 11, 12): (films.root/f'{i}.png').unlink()
     found = audit(films, most=20, draw=False)
