@@ -138,7 +138,7 @@ def test_no_home_folder(tmp_path):
     assert (tmp_path / "out/phantom/pneumonia/lazyseg-32/metrics.json").is_file()
 
 
-def wait_for(what, ran, seconds=240):
+def wait_for(what, ran, seconds=900):
     end = time.monotonic() + seconds
     while not what() and ran.poll() is None and time.monotonic() < end: time.sleep(.05)
     assert what(), ran.communicate(timeout=5)[1] if ran.poll() is not None else "too late"
@@ -158,7 +158,7 @@ def test_two_at_once_do_not_mix_and_a_stopped_run_goes_on(tmp_path):
         assert second.returncode == 1 and "Another run is writing" in second.stderr and "Traceback" not in second.stderr, second.stderr[-2000:]
         assert first.poll() is None, "the training is too short for this test"
         os.killpg(first.pid, signal.SIGINT) # as a terminal does: to all of them
-        said = first.communicate(timeout=120)[1]
+        said = first.communicate(timeout=600)[1]
         assert first.returncode == 130 and "Stopped" in said, said[-2000:]
     finally:
         if first.poll() is None: os.killpg(first.pid, signal.SIGKILL)
