@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'ROW', 'COMMANDS', 'CODES', 'say', 'bar', 'answer', 'train', 'headline', 'headline_of', 'options_train',
-           'add_source', 'run_train', 'film_key', 'film_names', 'name_fault', 'read_rows', 'write_rows', 'write_result',
-           'segment_batch', 'check_model', 'segment', 'options_segment', 'run_segment', 'evaluate', 'options_evaluate',
-           'run_evaluate', 'write_json', 'audit', 'options_audit', 'run_audit', 'write_phantom', 'options_phantom',
-           'run_phantom', 'parser', 'main']
+           'add_run', 'add_source', 'run_train', 'sweep_lines', 'run_lines', 'options_sweep', 'run_sweep', 'film_key',
+           'film_names', 'name_fault', 'read_rows', 'write_rows', 'write_result', 'segment_batch', 'check_model',
+           'segment', 'options_segment', 'run_segment', 'evaluate', 'options_evaluate', 'run_evaluate', 'write_json',
+           'audit', 'options_audit', 'run_audit', 'write_phantom', 'options_phantom', 'run_phantom', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #42c5246e
-import argparse, csv, hashlib, json, math, os, re, sys
+import argparse, csv, hashlib, json, math, os, re, shlex, subprocess, sys
 from collections import Counter
 from pathlib import Path
 
@@ -38,10 +38,11 @@ def answer(found:dict, # what the command found
 
 # %% ../nbs/cli.ipynb #a5993cfe
 def train(progress:bool=True, # show a bar over the cells
+          keep:bool=False, # a finished run with these settings is left as it is
           **parameters, # those of `nbs/train.ipynb`
          ) -> Path: # the run's folder
     "Run `nbs/train.ipynb` with papermill; the executed notebook goes to the folder of the run."
-    from lazyseg.runs import check_settings, hold # slow imports only when they are needed: --help has to be quick
+    from lazyseg.runs import already_there, check_settings, hold # slow imports only when they are needed: --help has to be quick
     settings = check_settings(**parameters)
     notebook = project_root()/'nbs'/'train.ipynb'
     if not notebook.is_file():
@@ -49,6 +50,9 @@ def train(progress:bool=True, # show a bar over the cells
     try: import papermill
     except ImportError as e: raise LazysegError("Training needs papermill. Install it: pip install 'lazyseg[lab]'.") from e
     hold(settings.folder).release() # the notebook holds it; here, so that nothing of a run at work is touched
+    if keep and already_there(settings):
+        say(f'Kept, it is there: {settings.folder}')
+        return settings.folder
     running = settings.folder/'train.running.ipynb'
     os.environ['LAZYSEG_LINES'] = '1' if progress else '' # the kernel inherits it: its bars would not reach the terminal
     try:
@@ -82,12 +86,18 @@ def headline_of(results:dict) -> str: # {method: what `evaluate` gave}
 def options_train(p):
     "What `lazyseg train` takes."
     p.add_argument('disease', help='pneumonia, edema, emphysema or hernia; with films of your own, the label to learn')
+    p.add_argument('--method', default='lazyseg', help='lazyseg, cyclegan or paper')
+    p.add_argument('--seed', type=int, default=0, help='of split, weights, order and augmentation')
+    p.add_argument('--keep', action='store_true', help='leave a finished run with the same settings as it is')
+    add_run(p)
+
+def add_run(p):
+    "The options that several runs may share."
     add_source(p)
-    for name, value, text in [('view', 'film', 'film, crop or lungs: what of each film is seen'), ('method', 'lazyseg', 'lazyseg, cyclegan or paper'),
-                              ('profile', 'auto', 'smoke, cpu, gpu or paper'), ('out', 'reports', 'folder of all reports')]:
+    for name, value, text in [('view', 'film', 'film, crop or lungs: what of each film is seen'), ('profile', 'auto', 'smoke, cpu, gpu or paper'),
+                              ('out', 'reports', 'folder of all reports')]:
         p.add_argument(f'--{name}', default=value, help=text)
-    for name, text in [('size', "height of the films in pixels; 0: the profile's"), ('epochs', "passes over the films; 0: the profile's"),
-                       ('seed', 'of split, weights, order and augmentation')]:
+    for name, text in [('size', "height of the films in pixels; 0: the profile's"), ('epochs', "passes over the films; 0: the profile's")]:
         p.add_argument(f'--{name}', type=int, default=0, help=text)
     p.add_argument('--credit', default='', help='whose films these are and under which licence')
     p.add_argument('--no-pictures', dest='pictures', action='store_false', help='leave out pictures of the films')
@@ -104,6 +114,55 @@ def run_train(json=False, quiet=False, **parameters):
     from lazyseg.runs import read_metrics
     answer(dict(folder=str(folder), model=str(folder/'model'), results=read_metrics(folder)['results']) if json else {}, json, [] if json else [headline(folder)])
     return 0
+
+# %% ../nbs/cli.ipynb #ba4eb18e
+def sweep_lines(diseases:list, methods:list, seeds:list, # every combination is a run
+                out='reports/sweep', # each seed gets a folder in it
+                **shared, # further options of `lazyseg train`
+               ) -> list: # of lists of words, each of them a command
+    "One `lazyseg train` for every disease, method and seed."
+    usual = argparse.ArgumentParser()
+    options_train(usual)
+    more = [w for k, v in shared.items() if v != usual.get_default(k) for w in ([f'--{k}', str(v)] if k != 'pictures' else ['--no-pictures'])]
+    return [['lazyseg', 'train', d, '--method', m, '--seed', str(s), '--out', f'{out}/seed-{s}', '--keep', *more] for s in seeds for d in diseases for m in methods]
+
+# %% ../nbs/cli.ipynb #b96ea959
+def run_lines(lines:list, # from `sweep_lines`
+              jobs:int, # so many at a time
+             ) -> dict: # {line: what it said before it failed}
+    "Run every line in a process of its own. One that fails does not stop the others."
+    from concurrent.futures import ThreadPoolExecutor
+    threads = dict(OMP_NUM_THREADS=str(max(1, (os.cpu_count() or 1)//jobs))) # or each would start as many as there are cores
+    def run(words):
+        text = shlex.join(words)
+        say(f'begins: {text}')
+        done = subprocess.run([sys.executable, '-c', 'import sys; from lazyseg.cli import main; sys.exit(main())', *words[1:], '--quiet'],
+                              env=threads | os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors='replace')
+        say(f"{'FAILED' if done.returncode else 'done'}: {text}")
+        return None if not done.returncode else done.stderr.strip()[-500:] or f'exit code {done.returncode}'
+    with ThreadPoolExecutor(jobs) as pool: ends = list(pool.map(run, lines))
+    return {shlex.join(w): e for w, e in zip(lines, ends) if e is not None}
+
+# %% ../nbs/cli.ipynb #84a0e0d5
+def options_sweep(p):
+    for name, default, text in [('diseases', ['pneumonia', 'edema', 'emphysema', 'hernia'], 'with films of your own, the labels to learn'), ('methods', ['lazyseg', 'paper'], 'lazyseg, cyclegan, paper')]:
+        p.add_argument(f'--{name}', nargs='+', default=default, help=text)
+    p.add_argument('--seeds', nargs='+', type=int, default=[0], help='each seed has a folder of its own in --out')
+    p.add_argument('--jobs', type=int, default=0, help='run them here, so many at a time; 0: write the lines and stop')
+    add_run(p)
+    p.set_defaults(out='reports/sweep')
+
+def run_sweep(json=False, quiet=False, diseases=(), methods=(), seeds=(), jobs=0, out='reports/sweep', **shared):
+    from lazyseg.runs import check_settings
+    for d in diseases:
+        for m in methods: check_settings(disease=d, method=m, **shared) # before anything is started
+    lines = sweep_lines(diseases, methods, seeds, out, **shared)
+    file = project_root()/Path(out).expanduser()/'sweep.txt'
+    with whole_file(file) as p: p.write_text(''.join(f'{shlex.join(w)}\n' for w in lines), encoding='utf-8')
+    failed = run_lines(lines, jobs) if jobs > 0 else {}
+    answer(dict(runs=len(lines), file=str(file), failed=failed), json, [f"{len(lines)} runs, one a line: {file}" + (f"; {len(lines) - len(failed)} of them done" if jobs > 0 else ''),
+                                                                      *[f'FAILED: {k}\n  {v}' for k, v in failed.items()]])
+    return int(bool(failed))
 
 # %% ../nbs/cli.ipynb #501116e3
 def film_key(path:Path) -> str:
@@ -392,6 +451,7 @@ def run_phantom(json=False, quiet=False, **given):
 # %% ../nbs/cli.ipynb #80400cd8
 COMMANDS = dict(
     train=('train one method on one disease, and report', options_train, run_train),
+    sweep=('write one lazyseg train a line for every disease, method and seed, and run them', options_sweep, run_sweep),
     report=('train every method on every disease, and make the report', None, None), # its own command line: lazyseg.report
     segment=('mark films with a trained model', options_segment, run_segment),
     evaluate=('measure a trained model on films with labels', options_evaluate, run_evaluate),

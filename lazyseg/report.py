@@ -6,8 +6,7 @@
 __all__ = ['FIGURES', 'PRINTED', 'HONEST', 'pick_shown', 'full_film', 'film_name', 'keep_examples', 'forget_pictures', 'Run',
            'find_runs', 'nearest_run', 'shown_point', 'fill', 'draw_panel', 'figure_paper', 'describe_run',
            'caption_paper', 'table_row', 'paper_table', 'missing_runs', 'how_run', 'words', 'check_report',
-           'show_figure', 'write_report', 'plan_runs', 'already_there', 'run_all', 'run_report', 'make_report',
-           'parser', 'main']
+           'show_figure', 'write_report', 'plan_runs', 'run_all', 'run_report', 'make_report', 'parser', 'main']
 
 # %% ../nbs/make_report.ipynb #7b20de91
 import argparse, json, sys
@@ -24,7 +23,7 @@ from .data import Films, Source
 from .film import resize, to_bytes
 from .evaluation import COLUMNS, as_text, dice
 from .phantom import render
-from .runs import DISEASES, MARKED, SOURCES, TRUTH, Settings, check_settings, outline, read_metrics, save_figure, whole_number, yes_or_no
+from .runs import DISEASES, MARKED, SOURCES, TRUTH, Settings, already_there, check_settings, outline, read_metrics, save_figure, whole_number, yes_or_no
 from .training import METHODS
 
 # %% ../nbs/make_report.ipynb #57faeef5
@@ -295,14 +294,6 @@ def plan_runs(diseases, methods, sizes, # lists; no sizes: those of the paper, o
     for name, given in (('diseases', diseases), ('methods', methods)):
         if not given: raise LazysegError(f"{name} is empty: name one at least.")
     return [check_settings(disease=d, method=m, size=s, **parameters) for s in sizes for d in diseases for m in methods]
-
-def already_there(settings:Settings) -> bool:
-    "Whether the run's folder holds the metrics of a run with these settings."
-    try: old = read_metrics(settings.folder)['settings']
-    except (OSError, ValueError, KeyError): return False
-    new = settings.recorded()
-    assumed = dict(epochs=0, credit='', pictures=True, data=new['data']) # what older runs did not write down
-    return all((assumed | old).get(k) == v for k, v in new.items())
 
 # %% ../nbs/make_report.ipynb #00a95856
 def run_all(plan:list, # from `plan_runs`

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DISEASES', 'SOURCES', 'COSTS', 'MARKED', 'TRUTH', 'Settings', 'data_name', 'whole_number', 'yes_or_no',
            'check_settings', 'check_names', 'hold', 'provenance', 'commit', 'write_metrics', 'read_metrics',
-           'get_run_source', 'get_run_films', 'figure_costs', 'outline', 'figure_cases', 'save_figure']
+           'already_there', 'get_run_source', 'get_run_films', 'figure_costs', 'outline', 'figure_cases', 'save_figure']
 
 # %% ../nbs/runs.ipynb #77f9d8b5
 import ast, hashlib, io, json, os, platform, subprocess, sys, time
@@ -148,6 +148,14 @@ def write_metrics(folder:Path, # the run's folder
 def read_metrics(folder:Path) -> dict:
     "What `write_metrics` wrote."
     return json.loads((Path(folder)/'metrics.json').read_text())
+
+def already_there(settings:Settings) -> bool:
+    "Whether the run's folder holds the metrics of a run with these settings."
+    try: old = read_metrics(settings.folder)['settings']
+    except (OSError, ValueError, KeyError): return False
+    new = settings.recorded()
+    assumed = dict(epochs=0, credit='', pictures=True, data=new['data']) # what older runs did not write down
+    return all((assumed | old).get(k) == v for k, v in new.items())
 
 # %% ../nbs/runs.ipynb #be6b9d29
 def get_run_source(settings:Settings) -> Source:

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['METHODS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'visible', 'haze', 'judge',
            'Billed', 'bill', 'Side', 'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs',
-           'Pace', 'Watch', 'schedule', 'get_learner', 'same_choices', 'read_state', 'Checkpoint', 'fingerprint',
-           'fit_method', 'second_stage']
+           'Pace', 'Watch', 'schedule', 'get_learner', 'same_choices', 'read_state', 'save_state', 'Checkpoint',
+           'fingerprint', 'fit_method', 'second_stage']
 
 # %% ../nbs/03_training.ipynb #e0db7164
-import copy, hashlib, json, math, time
+import copy, hashlib, io, json, math, time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,10 +24,10 @@ from fastai.callback.schedule import ParamScheduler, SchedCos, SchedNo, combine_
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
-from fastai.torch_core import set_seed
+from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 from torch import nn, Tensor
 
-from .core import LazysegError, one_of, somebody_watches, whole_file
+from .core import LazysegError, one_of, forget_torn, somebody_watches, whole_file
 from .data import unpaired_loaders
 from .exercises import NoValidation, PupilScorer, teach
 from .models import Counterpart, Discriminator, Generator, GeneratorScorer, Outliner
@@ -119,10 +119,11 @@ def haze(films:Tensor, # (B, 1, H, W)
     "`films` behind noise of every scale, from a pixel to the whole film."
     if not strength: return films
     height, width = films.shape[-2:]
-    noise = torch.zeros(len(films), 1, 1, 1)
+    noise, processes = torch.zeros(len(films), 1, 1, 1), num_distrib() or 1
     for k in range(min(height, width).bit_length() - 1, -1, -1): # from coarse to fine, on the CPU: the same on every device
         shape = -(-height//2**k), -(-width//2**k)
-        noise = F.interpolate(noise, size=shape, mode='nearest') + torch.randn(len(films), 1, *shape)
+        noise = F.interpolate(noise, size=shape, mode='nearest')
+        noise = noise + torch.randn(len(films) * processes, 1, *shape)[rank_distrib()::processes] # of several processes each draws for all
     return films + strength * noise.to(films)
 
 def judge(critic:nn.Module, # films to verdicts
@@ -240,7 +241,7 @@ class BothDomains(Callback):
     order = -10
     def before_train(self): self.learn.dls.train.epoch = self.learn.epoch # so a training that goes on sees what it would have seen
     def before_batch(self):
-        self.learn.model.progress = float(self.learn.pct_train)
+        get_model(self.learn.model).progress = float(self.learn.pct_train)
         both = (*self.learn.xb, *self.learn.yb)
         self.learn.xb = self.learn.yb = both
 
@@ -257,7 +258,7 @@ def two_groups(model:Translator) -> list[list[nn.Parameter]]:
 class MovingAverage(Callback):
     "Keeps `model.averaged`, a moving average of the generator's weights and buffers."
     def after_batch(self):
-        model = self.learn.model
+        model = get_model(self.learn.model)
         if not (self.training and model.averaged is not None): return
         # A short memory at first, or the average would remember the random start.
         step = self.epoch * self.n_iter + self.iter
@@ -336,27 +337,40 @@ def read_state(file:Path) -> dict:
     try: return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e: raise LazysegError(f"{file} can't be read ({type(e).__name__}): it was cut off or changed. Delete it, and that training begins anew.") from e
 
+def save_state(path:Path, # the file
+               state:dict, # what torch can save
+              ):
+    "Write `state` to `path`, whole or not at all."
+    kept = io.BytesIO()
+    torch.save(state, kept)
+    try:
+        with whole_file(path) as p: p.write_bytes(kept.getbuffer())
+    except OSError as e:
+        raise LazysegError(f"The state of the training can't be written to {path}: {e.strerror}. What was written there before is kept. "
+                           "Make room, or make the folder writable, and start again: the training goes on from there.") from e
+
 class Checkpoint(Callback):
     "Writes the state of a training after every epoch, and takes it up again when there is one."
     order = 70 # after everything that changes the state
     def __init__(self, path:Path|str, # the checkpoint's file
                  run:dict|None=None, # what else tells this training from others: seed, epochs, films
-                ): self.path, self.run, self.earlier = Path(path), run or {}, 0. # seconds that earlier calls trained
+                ): self.path, self.about, self.earlier = Path(path), run or {}, 0. # seconds that earlier calls trained; fastai skips callbacks whose `run` is empty
 
     def state(self) -> dict:
-        return dict(model=self.learn.model.state_dict(), optimiser=self.learn.opt.state_dict(), epoch=self.learn.epoch + 1,
+        return dict(model=get_model(self.learn.model).state_dict(), optimiser=self.learn.opt.state_dict(), epoch=self.learn.epoch + 1,
                     choices=self.choices(), costs=self.learn.costs.epochs, chance=torch.get_rng_state(), seconds=self.earlier + time.perf_counter() - self.started)
 
     def before_fit(self): self.started = time.perf_counter()
 
     def choices(self) -> str: # what shapes the weights; how a map is made of them later does not
-        return json.dumps({k: v for k, v in asdict(self.learn.model.m).items() if k not in ('map', 'exercises')} | self.run)
+        return json.dumps({k: v for k, v in asdict(get_model(self.learn.model).m).items() if k not in ('map', 'exercises')} | self.about)
 
     def after_epoch(self):
-        with whole_file(self.path) as p: torch.save(self.state(), p)
+        if not rank_distrib(): save_state(self.path, self.state()) # of several processes the first one writes
 
     def restore(self, epochs:int) -> int: # epochs that are done
         "Load the checkpoint into the learner. A finished training of other settings is left for a new one, an unfinished one is an error."
+        if not rank_distrib(): forget_torn(self.path)
         if not self.path.exists(): return 0
         state = read_state(self.path)
         if not same_choices(state['choices'], self.choices()):
@@ -428,5 +442,5 @@ def second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, f
     started = time.perf_counter()
     scorer = teach(scorer, films, steps, m.width, seed=seed)
     if kept:
-        with whole_file(kept) as p: torch.save(dict(choices=choices, pupil=scorer.pupil.state_dict(), seconds=time.perf_counter() - started), p)
+        save_state(kept, dict(choices=choices, pupil=scorer.pupil.state_dict(), seconds=time.perf_counter() - started))
     return scorer
