@@ -3,7 +3,7 @@
 #   make reproduce DISEASE=hernia METHOD=paper PROFILE=smoke SOURCE=table DATA=films.csv
 #   make report                         every disease, the paper's method and lazyseg, 64 and 128 px, and one report over them; resumes
 #   make report DISEASES="edema hernia" METHODS=lazyseg SIZES=64 PROFILE=cpu SOURCE=table DATA=films.csv CREDIT="whose films, which licence" PICTURES=yes
-#   make test | test-latest | lab | docs | bench | benchmark | ablation | readme | clean
+#   make test | test-latest | lab | docs | bench | benchmark | ablation | lungs | readme | clean
 
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -27,7 +27,7 @@ METHODS  ?= paper lazyseg
 SIZES    ?=
 
 export PATH := $(BIN):$(PATH)
-.PHONY: help setup reproduce report test test-latest lab docs bench benchmark ablation readme clean
+.PHONY: help setup reproduce report test test-latest lab docs bench benchmark ablation lungs readme clean
 
 help:
 	@sed -n '1,6p' Makefile
@@ -77,6 +77,10 @@ benchmark: setup
 # What each part of the method is worth: one run for each variant; what is there already is kept.
 ablation: setup
 	python -c "from lazyseg.ablation import ablate; ablate(('$(DISEASE)',), seeds=($(SEED),), profile='$(PROFILE)')"
+
+# The network that finds lungs, from the CT on; a stopped training goes on. Where LAZYSEG_CXR names the real films, it is measured on them.
+lungs: setup
+	python -m lazyseg.lungs
 
 bench: setup
 	for b in benchmarks/*.py; do echo "== $$b"; python $$b || exit 1; done

@@ -23,7 +23,7 @@ setup(
     author_email=cfg["author_email"],
     url=cfg["git_url"],
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    include_package_data=True,
+    package_data={cfg["lib_path"]: ["*.safetensors", "*.json"]}, # the network that finds lungs, and what is known of it
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={k.removesuffix(suffix): v.split() for k, v in cfg.items() if k.endswith(suffix)},

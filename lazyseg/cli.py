@@ -88,6 +88,7 @@ def options_train(p):
     p.add_argument('disease', help='pneumonia, edema, emphysema or hernia; with films of your own, the label to learn')
     p.add_argument('--method', default='lazyseg', help='lazyseg, cyclegan or paper')
     p.add_argument('--seed', type=int, default=0, help='of split, weights, order and augmentation')
+    p.add_argument('--lung-masks', default='auto', help="auto: a film's own lung mask, else the network's, where the view needs one; given: own masks alone; all: also where the view needs none")
     p.add_argument('--keep', action='store_true', help='leave a finished run with the same settings as it is')
     add_run(p)
 
@@ -194,7 +195,7 @@ def name_fault(error:LazysegError, path:Path, number:int, total:int, names:bool)
     return f'film {number} of {total}, in the order of their names (--names shows them): {private}', private
 
 # %% ../nbs/cli.ipynb #9fb3de44
-ROW = ('number', 'film', 'height', 'width', 'findings', 'image_score', 'marked', 'distance', 'warnings', 'fault', 'mask', 'overlay', 'dicom_seg', 'made_by')
+ROW = ('number', 'film', 'height', 'width', 'lungs', 'findings', 'image_score', 'marked', 'distance', 'warnings', 'fault', 'mask', 'overlay', 'dicom_seg', 'made_by')
 
 def read_rows(out:Path, made_by:str) -> dict: # film -> row
     "Rows of an earlier call that still hold: same model and settings, and their pictures there."
@@ -229,7 +230,7 @@ def write_result(out:Path, key:str, path:Path, result, about:dict, dicom:bool) -
     if dicom and is_dicom(path):
         row['dicom_seg'] = f'dicom_seg/{key}.dcm'
         with whole_file(out/row['dicom_seg']) as p: save_dicom_seg(path, mask, about, p)
-    return row | dict(height=mask.shape[0], width=mask.shape[1], image_score=round(result.image_score, 5), marked=round(float(mask.mean()), 6),
+    return row | dict(height=mask.shape[0], width=mask.shape[1], lungs=result.place.lungs_from, image_score=round(result.image_score, 5), marked=round(float(mask.mean()), 6),
                       distance=round(result.distance, 3) if math.isfinite(result.distance) else '', warnings='; '.join(result.warnings), fault='')
 
 # %% ../nbs/cli.ipynb #a8b90ef3
@@ -241,7 +242,7 @@ def segment_batch(job:dict, paths:list, first:int, # number of the first film
         key = job['keys'][first + i - 1]
         if key in job['kept']: yield job['kept'][key] | dict(number=first + i)
         else: todo.append(i)
-    lungs = [job['lungs']/f'{paths[i].stem}.png' for i in todo] if job['lungs'] else None
+    lungs = [own if (own := job['lungs']/f'{paths[i].stem}.png').is_file() else None for i in todo] if job['lungs'] else None
     for i, result in zip(todo, job['segmenter'].segment_each([paths[i] for i in todo], lungs, bad='give') if todo else ()):
         number, key = first + i, job['keys'][first + i - 1]
         try:
@@ -271,13 +272,14 @@ def segment(films:list, # paths of films and folders
             dicom:bool=False, # write a DICOM SEG object for each DICOM film
             names:bool=False, # call films by their files' names
             lungs=None, # folder of lung masks named like the films, for a model that needs them
+            own_lungs:bool=False, # never let the network find lungs
             quiet:bool=False) -> dict: # {films, kept, faults, warned, out, rows}
     "Mark all films; a row and two pictures for each. A film that can't be read is named, and the rest go on."
     from dataclasses import replace
     kind = check_model(model := model or demo_folder()) # before the slow imports
     if kind == 'panel.json' and (dicom or threshold is not None):
         raise LazysegError(f"A panel has a threshold for each disease and writes no DICOM SEG: leave --threshold and --dicom out, or take one of its models, such as {model}/pneumonia.")
-    from lazyseg.segmenter import Segmenter, list_films, sha256
+    from lazyseg.segmenter import Segmenter, list_films, lungs_version, sha256
     if kind == 'panel.json': from lazyseg.panel import load_model
     else: load_model = Segmenter.load # a panel's imports take longer than all of the work
     out = Path(out)
@@ -287,9 +289,13 @@ def segment(films:list, # paths of films and folders
     segmenter = load_model(model)
     if threshold is not None and not math.isfinite(threshold): raise LazysegError(f"threshold is {threshold}; it has to be a number.")
     if threshold is not None: segmenter.point = replace(segmenter.point, threshold=threshold, rule='given by hand')
-    if segmenter.about['view'] != 'film' and not lungs:
-        raise LazysegError(f"This model sees the view {segmenter.about['view']!r}: give a folder of lung masks, named like the films, with --lungs.")
-    settings = json.dumps([sha256(Path(model)/kind), threshold, dicom, str(lungs or ''), names])
+    by_network = segmenter.about['view'] != 'film' and not own_lungs
+    if segmenter.about['view'] != 'film' and own_lungs and not lungs:
+        raise LazysegError(f"This model sees the view {segmenter.about['view']!r}: give a folder of lung masks, named like the films, with --lungs, or leave --own-lungs out.")
+    if lungs and not Path(lungs).is_dir(): raise LazysegError(f"There is no folder of lung masks {lungs}.")
+    if by_network: say('Where no lung mask is given, a network that learned from the phantom finds the lungs; the column lungs says for which films.')
+    getattr(segmenter, 'first', segmenter).own_lungs = own_lungs # a panel's films are prepared by its first model
+    settings = json.dumps([sha256(Path(model)/kind), threshold, dicom, str(lungs or ''), names, lungs_version() if by_network else ''])
     made_by = hashlib.sha256(settings.encode()).hexdigest()[:12]
     job = dict(segmenter=segmenter, out=out, dicom=dicom, names=names, lungs=lungs and Path(lungs), made_by=made_by, warned=0,
                keys=film_names(paths, names), kept=read_rows(out, made_by))
@@ -314,7 +320,8 @@ def options_segment(p):
     p.add_argument('--threshold', type=float, help="in place of the model's own")
     p.add_argument('--dicom', action='store_true', help='write a DICOM SEG object for each DICOM film into dicom_seg/; such an object names its patient')
     p.add_argument('--names', action='store_true', help="call films by their files' names, which may name patients, in everything that is written")
-    p.add_argument('--lungs', help='folder of lung masks named like the films, for a model that sees only the lungs')
+    p.add_argument('--lungs', help='folder of lung masks named like the films, for a model that sees only the lungs; the network finds the others')
+    p.add_argument('--own-lungs', action='store_true', help='take the masks of --lungs alone: a film without one is a fault')
 
 def run_segment(json=False, quiet=False, **given):
     "Do what `lazyseg segment` was asked for."

@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'BIGGEST_TEXT', 'TRUTHS', 'COLUMNS', 'PLAIN', 'KERMANY_CREDIT', 'NIH_CREDIT', 'OUTLINED', 'KAGGLE',
-           'SOURCES', 'CACHE_VERSION', 'PARTS', 'AUGMENT', 'Source', 'Films', 'brief', 'label_sets', 'query_labels',
-           'choose_domains', 'patient_hash', 'split_patients', 'deal', 'official_split', 'set_split', 'run_mask',
-           'draw_shape', 'draw_shapes', 'siim_runs', 'coco_runs', 'read_text', 'read_csv', 'nih_boxes', 'rsna_boxes',
-           'vindr_boxes', 'chestxdet_polygons', 'chexlocalize_runs', 'siim_masks', 'read_truth', 'film_key', 'only_one',
-           'add_truth', 'name_columns', 'pick_rows', 'years', 'finish_table', 'check_patients', 'load_row',
-           'stored_shape', 'make_source', 'table_source', 'folder_source', 'find_folder', 'kermany_patient',
-           'pneumonia_source', 'nih_table', 'nih_source', 'index_files', 'outlined_source', 'newest_kept', 'download',
-           'phantom_source', 'get_source', 'cache_key', 'FilmStore', 'fill_store', 'cached_parts', 'tell_faults',
-           'pick_width', 'own_aspect', 'get_films', 'need_lungs', 'read_all', 'source_arrays', 'augment_batch',
-           'let_go', 'UnpairedLoader', 'unpaired_loaders']
+           'SOURCES', 'CACHE_VERSION', 'PARTS', 'LUNG_MASKS', 'AUGMENT', 'Source', 'read_view', 'Films', 'brief',
+           'label_sets', 'query_labels', 'choose_domains', 'patient_hash', 'split_patients', 'deal', 'official_split',
+           'set_split', 'run_mask', 'draw_shape', 'draw_shapes', 'siim_runs', 'coco_runs', 'read_text', 'read_csv',
+           'nih_boxes', 'rsna_boxes', 'vindr_boxes', 'chestxdet_polygons', 'chexlocalize_runs', 'siim_masks',
+           'read_truth', 'film_key', 'only_one', 'add_truth', 'name_columns', 'pick_rows', 'years', 'finish_table',
+           'check_patients', 'load_row', 'stored_shape', 'make_source', 'table_source', 'folder_source', 'find_folder',
+           'kermany_patient', 'pneumonia_source', 'nih_table', 'nih_source', 'index_files', 'outlined_source',
+           'newest_kept', 'download', 'phantom_source', 'get_source', 'cache_key', 'FilmStore', 'fill_store',
+           'cached_parts', 'tell_faults', 'pick_width', 'own_aspect', 'get_films', 'no_mask', 'lungs_how',
+           'lung_counts', 'read_all', 'source_arrays', 'augment_batch', 'let_go', 'UnpairedLoader', 'unpaired_loaders']
 
 # %% ../nbs/01_data.ipynb #39c074eb
 import ast, gzip, hashlib, io, json, math, mmap, os, re, shutil, warnings, zipfile
@@ -38,6 +38,7 @@ from skimage.draw import polygon2mask
 
 from .core import LazysegError, cache_dir, one_of, progress, whole_file
 from .film import BIGGEST, PICTURES, VIEWS, is_dicom, make_view, read_film, resize, template_region
+from .lungs import find_lungs, lungs_version
 
 # %% ../nbs/01_data.ipynb #79c2655b
 @dataclass
@@ -52,9 +53,14 @@ class Source:
     root: Path = None # the folder that the table's paths start from; a source without one is not cached on disk
 
     def __post_init__(self):
-        if self.read is None: self.read = lambda row, height, width, view='film', **how: make_view(self.load(row), height, width, view, **how)
+        if self.read is None: self.read = partial(read_view, self.load)
 
     def __len__(self): return len(self.table)
+
+def read_view(load, row, height, width, view='film', found_by='', **how): # `found_by`: version of the network that outlines lungs where no mask is given; '' for none
+    parts = load(row)
+    if found_by and 'lungs' not in parts: parts = parts | dict(lungs=find_lungs(parts['film']))
+    return make_view(parts, height, width, view, **how)
 
 # %% ../nbs/01_data.ipynb #8e338a6b
 @dataclass
@@ -753,7 +759,8 @@ def fill_store(store:FilmStore, source:Source, height:int, width:int, how:dict,
 def cached_parts(source:Source, height:int, width:int, how:dict, bad:str, threads:int=None) -> tuple: # ({part: memory map}, rows that could be read)
     "The films of a source from its cache, which is filled first where it has to be."
     folder = cache_dir('films', cache_key(source, height, width, how))
-    parts = [p for p, columns in PARTS.items() if p == 'film' or any(c in source.table and (source.table[c] != '').any() for c in columns)]
+    there = lambda p, columns: p == 'film' or any(c in source.table and (source.table[c] != '').any() for c in columns) or p == 'lungs' and 'found_by' in how
+    parts = [p for p, columns in PARTS.items() if there(p, columns)]
     with FileLock(folder/'lock'): # a second process waits here, and then finds the films ready
         if not (folder/'rows.npy').is_file():
             store = FilmStore(folder, len(source), height, width, parts)
@@ -793,17 +800,19 @@ def get_films(source:Source, # from `get_source`
               aspect:float|None=1.0, # width through height; the films' own (their median) when None
               view:str='film', # one of VIEWS: see `make_view`
               trim:bool=False, # cut black frames off first: see `trim_box`
-              bad:str='stop', # a film that can't be read: 'stop', or 'skip' it and say so
+              bad:str='stop', # a film that can't be read, or on which no lungs are found: 'stop', or 'skip' it and say so
+              lung_masks:str='auto', # one of LUNG_MASKS: whose lungs the network finds
              ) -> Films:
     "All films of a source at one size, read through the cache."
-    one_of('view', view, VIEWS), one_of('bad', bad, ('stop','skip'))
+    one_of('view', view, VIEWS), one_of('bad', bad, ('stop','skip')), one_of('lung_masks', lung_masks, LUNG_MASKS)
     if not isinstance(size, (int, np.integer)) or size < 16 or size % 8: raise LazysegError(f"size={size!r} must be a whole number, a multiple of 8, and 16 at least.")
-    if view != 'film' and source.load is not None: need_lungs(source.table, view)
-    width, how = pick_width(source, size, aspect), dict(view=view) | (dict(trim=True) if trim else {})
+    how = dict(view=view) | (dict(trim=True) if trim else {}) | lungs_how(source, view, lung_masks)
+    width = pick_width(source, size, aspect)
     if source.arrays is not None: parts, rows = source_arrays(source, size, width, how), slice(None)
     elif source.root is not None: parts, rows = cached_parts(source, size, width, how, bad)
     else: parts, rows = read_all(source, size, width, how if source.load else {}), slice(None)
     table = source.table.iloc[rows]
+    if 'lungs' in parts: table = table.assign(lungs_from=np.where(no_mask(table), 'network' if 'found_by' in how else '', 'mask') if source.load else 'mask')
     for name, chosen in (('healthy', ~table.diseased), ('diseased', table.diseased)):
         if not chosen.any(): raise LazysegError(f"Not one {name} film could be read.")
     if 'has_truth' not in table: table = table.assign(has_truth='truth' in parts)
@@ -811,11 +820,26 @@ def get_films(source:Source, # from `get_source`
     return Films(table=table, credit=source.credit, region=region, **parts)
 
 # %% ../nbs/01_data.ipynb #cd3a05f9
-def need_lungs(table:pd.DataFrame, view:str):
-    "Stop where a view needs lung masks that are not there."
-    none = table.path[table.lungs == ''] if 'lungs' in table else table.path
-    if len(none): raise LazysegError(f"view={view!r} needs lung masks, and {len(none)} of {len(table)} films have none (the first: {none.iloc[0]}). "
-                                     "Leave them out with where=, such as where=\"lung_mask_path != ''\", or use view='film'.")
+LUNG_MASKS = ('auto','given','all') # 'auto': the film's own mask, else the network's where the view needs one; 'given': own masks alone; 'all': the network's even where the view needs none
+
+def no_mask(table:pd.DataFrame) -> np.ndarray: # bool
+    "Which films come without a lung mask."
+    return (table.lungs == '').to_numpy() if 'lungs' in table else np.ones(len(table), bool)
+
+def lungs_how(source:Source, view:str, lung_masks:str) -> dict: # for `read_view`: found_by, where the network is needed
+    "Who outlines the lungs; said aloud where it is the network."
+    none = no_mask(source.table) & (source.load is not None)
+    if not none.any() or view == 'film' and lung_masks != 'all': return {}
+    if lung_masks == 'given': raise LazysegError(f"view={view!r} needs lung masks, and {none.sum()} of {len(none)} films have none (the first: {source.table.path[none].iloc[0]}). "
+                                                 "Leave them out with where=, such as where=\"lung_mask_path != ''\", use view='film', or let the network find the lungs with lung_masks='auto'.")
+    warnings.warn(f"{none.sum()} of {len(none)} films have no lung mask: their lungs are found by a network that learned from the phantom (lazyseg.lungs, version {lungs_version()}). Look at some.")
+    return dict(found_by=lungs_version())
+
+def lung_counts(films:Films) -> dict: # {mask: films, network: films, version}, for metrics.json; empty where no lungs are known
+    "Where the lungs of films come from."
+    if films.lungs is None or 'lungs_from' not in films.table: return {}
+    counts = {str(k): int(v) for k, v in films.table.lungs_from.value_counts().items() if k}
+    return counts | (dict(version=lungs_version()) if 'network' in counts else {})
 
 def read_all(source:Source, height:int, width:int, how:dict) -> dict:
     "Films of a source that is kept nowhere: read into memory."

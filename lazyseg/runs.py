@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from .core import LazysegError, one_of, project_root, whole_file
-from .data import VIEWS, Films, Source, get_films, get_source
+from .data import LUNG_MASKS, VIEWS, Films, Source, get_films, get_source
 from .training import METHODS, PROFILES
 
 # %% ../nbs/runs.ipynb #4a34f49e
@@ -43,13 +43,14 @@ class Settings:
     out: str  # folder of all reports
     credit: str = ''  # whose films these are and under which licence; a source that knows it says so itself
     pictures: bool = True  # show pictures of the films
+    lung_masks: str = 'auto'  # whose lungs the network finds, where the view needs lungs: one of `LUNG_MASKS`
 
     @property
     def folder(self) -> Path: # where this run writes
         return Path(self.out)/self.source/self.disease/f'{self.method}-{self.size}'
 
     def recorded(self) -> dict: # what `metrics.json` says of them: all that shapes the result, and no path of this machine
-        keep = {k: v for k, v in asdict(self).items() if k not in ('data', 'out')}
+        keep = {k: v for k, v in asdict(self).items() if k not in ('data', 'out') and (k, v) != ('lung_masks', 'auto')} # so that runs from before there was a choice still hold
         return keep | dict(data=data_name(self.data))
 
 def data_name(path:str) -> str: # 'films.csv sha256:0123456789ab', a folder's name, or nothing
@@ -75,11 +76,11 @@ def yes_or_no(name:str, value) -> bool:
 
 # %% ../nbs/runs.ipynb #17794378
 def check_settings(disease='pneumonia', source='phantom', data='', where='', view='film', method='lazyseg', size=0,
-                   profile='auto', epochs=0, seed=0, out='reports', credit='', pictures=True) -> Settings:
+                   profile='auto', epochs=0, seed=0, out='reports', credit='', pictures=True, lung_masks='auto') -> Settings:
     "Check every parameter of a run; paths are taken from the project's root. Wrong ones raise a `LazysegError`."
     if profile == 'auto': profile = 'gpu' if torch.cuda.is_available() else 'cpu'
     one_of('profile', profile, PROFILES), one_of('method', method, METHODS), one_of('source', source, SOURCES)
-    one_of('view', view, VIEWS)
+    one_of('view', view, VIEWS), one_of('lung_masks', lung_masks, LUNG_MASKS)
     if source == 'phantom':
         one_of('disease', disease, DISEASES)
         if credit: raise LazysegError("credit is for films of your own: the phantom names its CT itself.")
@@ -92,7 +93,7 @@ def check_settings(disease='pneumonia', source='phantom', data='', where='', vie
         data = root/Path(data).expanduser()
         if not data.exists(): raise LazysegError(f"data is {data}, which does not exist.")
     return Settings(disease, source, str(data), where, view, method, size, profile, whole_number('epochs', epochs, 0),
-                    whole_number('seed', seed, 0), str(root/Path(out).expanduser()), str(credit).strip(), yes_or_no('pictures', pictures))
+                    whole_number('seed', seed, 0), str(root/Path(out).expanduser()), str(credit).strip(), yes_or_no('pictures', pictures), lung_masks)
 
 # %% ../nbs/runs.ipynb #202bb49f
 def check_names(cells:list, # the sources of the cells run so far: `In`
@@ -169,7 +170,7 @@ def get_run_films(settings:Settings,
                   source:Source=None, # from `get_run_source`, where it is at hand
                  ) -> Films: # with splits train, valid and test
     "Read the films that `settings` name, and check that every split has both kinds."
-    films = get_films(source or get_run_source(settings), settings.size, view=settings.view)
+    films = get_films(source or get_run_source(settings), settings.size, view=settings.view, lung_masks=settings.lung_masks)
     for split in ('train', 'valid', 'test'):
         there = films.table.diseased[films.table.split == split]
         if there.nunique() < 2:

@@ -30,6 +30,7 @@ from torch import Tensor
 from .core import LazysegError, one_of, whole_file
 from .film import (BIGGEST, LUNG_TEMPLATE, PICTURES, VIEWS, crop_box, full_scale, inside_box, lung_box, lung_edges, make_view,
                           read_film, resize, square_shape, template_row, two_lungs)
+from .lungs import find_lungs, lungs_version, odd_lungs
 from .models import MAPS, Generator, GeneratorScorer, Outliner, PupilScorer
 from .thresholding import Calibration, OperatingPoint, image_score
 
@@ -62,6 +63,7 @@ class Place:
     shape: tuple # (H, W) of the film, in pixels
     box: tuple = None # (left, top, right, bottom) of the view in the film; None for the view 'lungs'
     lungs: np.ndarray = None # (H, W) bool, for the view 'lungs' alone
+    lungs_from: str = '' # 'mask' or 'network', where the view needs lungs
 
     @classmethod
     def of(cls, film, height:int, width:int, view:str='film', lungs=None): # as for `make_view`
@@ -307,14 +309,16 @@ class Segmenter:
     known: KnownFilms = None # None: no distance, no warning
     calibration: Calibration = None # applied to the scores before the operating point
     metrics: dict = None # of the run that made it, for the model card
+    own_lungs: bool = False # take lung masks that are given, and never the network's
 
     @classmethod
     def of_run(cls, scorer, point, settings, films, metrics=None, calibration=None): # `Settings`, `Films` with splits
         "What a training run leaves: describes its films, and notes what it was."
+        from lazyseg.data import lung_counts # here, since using a model needs none of that chapter
         held_out = films.split('valid')
         count = films.split('train').table.groupby('diseased').patient.agg(['size', 'nunique'])
         about = dict(choices=asdict(scorer.learn.model.m), name=scorer.name, size=films.film.shape[1], width=films.film.shape[2], view=settings.view,
-                     disease=settings.disease, source=settings.source, seed=settings.seed, credit=films.credit,
+                     disease=settings.disease, source=settings.source, seed=settings.seed, credit=films.credit, lungs=lung_counts(films),
                      films={('diseased' if sick else 'healthy'): dict(films=int(n), patients=int(p)) for sick, n, p in count.itertuples()})
         known = KnownFilms.of(films.split('train').film[:], held_out.film[:]) if len(films.split('train')) >= 10 else None
         return cls(scorer, point, about, known, calibration, metrics)
@@ -325,7 +329,7 @@ class Segmenter:
 # %% ../nbs/09_your_films.ipynb #0697a5be
 @patch
 def prepare(self:Segmenter, film, # a path or an array
-            lungs=None, # (H, W) bool or a path, where the model's view needs one
+            lungs=None, # (H, W) bool or a path, where the model's view needs one; without it, the network looks for them
            ) -> tuple: # (h, w) uint8; Place; list of what is odd
     "A film as the model sees it, and the way back."
     grey, notes = (read_film(film), file_notes(film)) if isinstance(film, (str, Path)) else as_grey(film)
@@ -333,10 +337,14 @@ def prepare(self:Segmenter, film, # a path or an array
     if lungs is not None:
         lungs = np.asarray(lungs).astype(bool)
         if lungs.shape != grey.shape: raise LazysegError(f"The lung mask is {lungs.shape} and the film {grey.shape}: they have to agree.")
-    h, w = self.size
-    place = Place.of(grey, h, w, self.about['view'], lungs)
-    parts = dict(film=grey) | ({} if self.about['view'] == 'film' else dict(lungs=lungs))
-    return make_view(parts, h, w, self.about['view'])['film'], place, notes
+    (h, w), view, given = self.size, self.about['view'], lungs is not None
+    if view != 'film' and not given and not self.own_lungs:
+        lungs = find_lungs(grey)
+        notes = notes + [f'shows lungs that look odd: {o}' for o in odd_lungs(lungs)]
+    place = Place.of(grey, h, w, view, lungs)
+    if view != 'film': place.lungs_from = 'mask' if given else 'network'
+    parts = dict(film=grey) | ({} if view == 'film' else dict(lungs=lungs))
+    return make_view(parts, h, w, view)['film'], place, notes
 
 # %% ../nbs/09_your_films.ipynb #66b3864c
 @patch
@@ -376,7 +384,7 @@ def judge(self:Segmenter, prepared:list, # of (view, place, notes)
 # %% ../nbs/09_your_films.ipynb #92e6fa8e
 @patch
 def segment_each(self:Segmenter, films, # see `list_films`
-                 lungs=None, # a mask a film, for views that need one
+                 lungs=None, # a mask a film, for views that need one; None in its place lets the network find them
                  batch_size:int=16, # films that go through the networks together
                  bad:str='stop', # a film that can't be read: 'stop', or 'give' its `LazysegError` in its place and go on
                 ): # yields `Segmented`
