@@ -199,7 +199,7 @@ def train_step(net, optimizer, films:dict, step:int, steps:int, batch:int, top:f
 
 # %% ../nbs/01b_lungs.ipynb #68f7eb0d
 def train_lungs(films:dict, # from `school_films`
-                steps:int=1200, batch:int=16, top:float=4e-3, # the highest learning rate
+                steps:int=700, batch:int=16, top:float=4e-3, # the highest learning rate
                 seed:int=0,
                 folder:Path=None, # where a checkpoint is kept, every 100 steps
                ) -> tuple: # the `Outliner`, and the mean cost of each hundred steps
@@ -328,7 +328,7 @@ def summary(found, # from `measure_lungs`
     return out
 
 # %% ../nbs/01b_lungs.ipynb #8fba4d7b
-FILMS, STEPS, SEED = 256, 1200, 0
+FILMS, STEPS, SEED = 256, 700, 0
 
 def main() -> int:
     "`python -m lazyseg.lungs`: make the network again, and measure it where real films are."
