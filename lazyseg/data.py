@@ -58,6 +58,7 @@ class Source:
     def __len__(self): return len(self.table)
 
 def read_view(load, row, height, width, view='film', found_by='', **how): # `found_by`: version of the network that outlines lungs where no mask is given; '' for none
+    "One film as a view; the network outlines its lungs where that is asked for and the film has no mask."
     parts = load(row)
     if found_by and 'lungs' not in parts: parts = parts | dict(lungs=find_lungs(parts['film']))
     return make_view(parts, height, width, view, **how)

@@ -90,6 +90,7 @@ def between(n:int, low:float, high:float, rng:torch.Generator) -> Tensor: # (n, 
     return torch.rand(n, 1, 1, 1, generator=rng)*(high - low) + low
 
 def sometimes(n:int, chance:float, rng:torch.Generator) -> Tensor: # (n, 1, 1, 1), 1 or 0
+    "Which films have it, each with this chance."
     return (torch.rand(n, 1, 1, 1, generator=rng) < chance).float()
 
 def waves(n:int, points:int, rng:torch.Generator) -> Tensor: # (n, 1, SIZE, SIZE), spread about 1
@@ -124,8 +125,9 @@ def soften(films:Tensor, share=1.) -> Tensor: # (B, 1, H, W)
     smooth = F.conv2d(F.conv2d(F.pad(films, (3,)*4, mode='replicate'), line.view(1, 1, 1, -1)), line.view(1, 1, -1, 1))
     return films + share*(smooth - films)
 
-# %% ../nbs/01b_lungs.ipynb #d52b22df
+# %% ../nbs/01b_lungs.ipynb #85d4d435
 def lay(films:Tensor, where:Tensor, grey:Tensor) -> Tensor: # where: 0..1
+    "Films with a grey laid over them."
     return films + where*(grey - films)
 
 def clutter(films:Tensor, lungs:Tensor, rng:torch.Generator) -> Tensor: # (B, 1, SIZE, SIZE)
@@ -197,7 +199,7 @@ def train_step(net, optimizer, films:dict, step:int, steps:int, batch:int, top:f
     optimizer.zero_grad(); cost.backward(); optimizer.step()
     return float(cost.detach())
 
-# %% ../nbs/01b_lungs.ipynb #68f7eb0d
+# %% ../nbs/01b_lungs.ipynb #2b42cf05
 def train_lungs(films:dict, # from `school_films`
                 steps:int=700, batch:int=16, top:float=4e-3, # the highest learning rate
                 seed:int=0,
@@ -219,8 +221,9 @@ def train_lungs(films:dict, # from `school_films`
             with whole_file(kept) as p: torch.save(dict(net=net.state_dict(), optimizer=optimizer.state_dict(), step=start + len(some), costs=costs), p)
     return net.eval(), costs
 
-# %% ../nbs/01b_lungs.ipynb #2c215266
-def here(name:str) -> Path: # a file that comes with the library
+# %% ../nbs/01b_lungs.ipynb #cac1209c
+def here(name:str) -> Path:
+    "A file that comes with the library."
     return Path(__file__).parent/name if '__file__' in globals() else project_root()/'lazyseg'/name
 
 def about_lungs() -> dict: # how the weights were made, `sha256`, `measured`
@@ -228,7 +231,9 @@ def about_lungs() -> dict: # how the weights were made, `sha256`, `measured`
     try: return json.loads(here('lungs.json').read_text(encoding='utf-8'))
     except (OSError, ValueError) as e: raise LazysegError(f"{here('lungs.json')} can't be read, so lungs can't be found: install lazyseg anew, or give lung masks.") from e
 
-def lungs_version() -> str: return about_lungs()['sha256'][:12]
+def lungs_version() -> str:
+    "Twelve letters by which the network is known."
+    return about_lungs()['sha256'][:12]
 
 def keep_net(net:Outliner, about:dict, folder:Path=None):
     "Write the weights and what is known of them."
@@ -248,9 +253,10 @@ def lung_net(folder:Path=None) -> Outliner: # in evaluation mode
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()})
     return net.eval().requires_grad_(False)
 
-# %% ../nbs/01b_lungs.ipynb #21398687
+# %% ../nbs/01b_lungs.ipynb #a42f126f
 def keep_lungs(logits:np.ndarray, # (h, w), above 0 where lung is more likely than not
-              ) -> np.ndarray: # (h, w): the same, but above 0 in the two largest pieces alone, and without holes
+              ) -> np.ndarray: # (h, w)
+    "The same, but above 0 in the two largest pieces alone, and without holes."
     kept = largest(logits > 0, 2)
     filled = ndimage.binary_fill_holes(kept)
     return np.where(filled, np.where(kept, logits, 1), np.minimum(logits, -np.abs(logits)))
@@ -272,8 +278,9 @@ def find_lungs(film:np.ndarray, # (H, W) 0..1
     if fault: raise LazysegError(f"The network found no lungs that could be right: {fault}. Give a lung mask, use view='film', or leave the film out.")
     return lungs
 
-# %% ../nbs/01b_lungs.ipynb #54df5c3c
+# %% ../nbs/01b_lungs.ipynb #7dafa89f
 def lung_facts(lungs:np.ndarray) -> tuple: # pixels of each of its pieces, largest first; share of the film
+    "What the plausibility check looks at."
     sizes = np.sort(np.bincount(ndimage.label(lungs)[0].ravel())[1:])[::-1]
     return sizes, float(lungs.mean())
 
@@ -297,8 +304,9 @@ def odd_lungs(lungs:np.ndarray, # (H, W) bool
     elif sizes[1] < .4*sizes[0]: odd.append('one lung is much smaller than the other')
     return odd
 
-# %% ../nbs/01b_lungs.ipynb #5da5f55a
-def overlap(found:np.ndarray, true:np.ndarray) -> float: # Dice of two masks (H, W) bool
+# %% ../nbs/01b_lungs.ipynb #07d20d1f
+def overlap(found:np.ndarray, true:np.ndarray) -> float: # 0..1
+    "Dice of two masks (H, W) bool."
     return float(2*(found & true).sum()/max(1, found.sum() + true.sum()))
 
 def measure_lungs(source, # a `Source` of films with lung masks
@@ -327,7 +335,7 @@ def summary(found, # from `measure_lungs`
         out[kind] = dict(films=len(part), patients=part.patient.nunique(), **{k: round(float(v), 4) for k, v in numbers.items()}, none=int((part.fault != '').sum()))
     return out
 
-# %% ../nbs/01b_lungs.ipynb #8fba4d7b
+# %% ../nbs/01b_lungs.ipynb #14618de6
 FILMS, STEPS, SEED = 256, 700, 0
 
 def main() -> int:
