@@ -139,7 +139,7 @@ def test_a_model_of_the_lungs_needs_no_mask(model, view):  # noqa: F811
     found, given = sees.segment(film), sees.segment(film, lungs)
     assert (found.place.lungs_from, given.place.lungs_from) == ("network", "mask") and found.mask.shape == film.shape
     assert (found.scores == given.scores).all() and model.segment(film).place.lungs_from == ""
-    if view == "lungs": assert not found.map[~lungs].any()
+    if view == "lungs": assert found.map[~lungs].sum() < .1 * found.map.sum() # the edges that lungs are bent by are smoother than a mask
     with pytest.raises(LazysegError, match="needs a lung mask"): replace(sees, own_lungs=True).segment(film)
     with pytest.raises(LazysegError, match="found no lungs"): sees.segment(NOISE)
 
