@@ -146,6 +146,7 @@ def run_lines(lines:list, # from `sweep_lines`
 
 # %% ../nbs/cli.ipynb #84a0e0d5
 def options_sweep(p):
+    "The options of `lazyseg sweep`."
     for name, default, text in [('diseases', ['pneumonia', 'edema', 'emphysema', 'hernia'], 'with films of your own, the labels to learn'), ('methods', ['lazyseg', 'paper'], 'lazyseg, cyclegan, paper')]:
         p.add_argument(f'--{name}', nargs='+', default=default, help=text)
     p.add_argument('--seeds', nargs='+', type=int, default=[0], help='each seed has a folder of its own in --out')
@@ -154,6 +155,7 @@ def options_sweep(p):
     p.set_defaults(out='reports/sweep')
 
 def run_sweep(json=False, quiet=False, diseases=(), methods=(), seeds=(), jobs=0, out='reports/sweep', **shared):
+    "Run `lazyseg sweep`."
     from lazyseg.runs import check_settings
     for d in diseases:
         for m in methods: check_settings(disease=d, method=m, **shared) # before anything is started
