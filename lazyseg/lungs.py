@@ -69,7 +69,7 @@ def school_film(number:int, # the film; the same number gives the same film
     numbers = draw(ANATOMY, stream(seed, 'anatomy')) | draw(POSE, stream(seed, 'pose')) | dict(fov=float(rng.uniform(270, 400)))
     ill = {disease: fall_ill(disease, None, seed, None)} if disease else {}
     scene = Scene(numbers, torch.from_numpy(stream(seed, 'warp').standard_normal((7, 7, 7, 3), dtype=np.float32)), SIZE, aspect)
-    water, _, shadow = scene.project(ill)
+    water, _, _, shadow = scene.project(ill)
     film = scene_to_film(scene, water, water, shadow, seed, True, False)[0]
     lungs = resize(outlined_lungs(scene, ill).astype(np.float32), SIZE, SIZE) >= .5
     return dict(film=resize(film, SIZE, SIZE).round().astype(np.uint8), lungs=lungs.astype(np.uint8))
