@@ -53,7 +53,7 @@ class Source:
     root: Path = None # the folder that the table's paths start from; a source without one is not cached on disk
 
     def __post_init__(self):
-        if self.read is None: self.read = partial(read_view, self.load)
+        if self.read is None: self.read = lambda *row, **how: read_view(self.load, *row, **how)
 
     def __len__(self): return len(self.table)
 
