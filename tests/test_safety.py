@@ -12,7 +12,7 @@ import licences
 FILES = sorted(Path(lazyseg.__file__).parent.glob("*.py"))
 FOREIGN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "telnetlib", "ftplib"}
 NEVER = {"eval", "exec", "compile", "__import__", "system", "popen", "read_pickle", "to_pickle", "load_learner", "load_module", "extractall", "unpack_archive", "mktemp", "urlopen", "urlretrieve"}
-OURS = {"compile": {"re"}, "eval": {"model", "generator", "pupil", "net"}} # torch's switch to evaluation and re.compile share the names
+OURS = {"compile": {"re", "net"}, "eval": {"model", "generator", "pupil", "net"}} # torch's own switch and compiler, and re.compile, share the names
 
 
 def faults_in(text):
