@@ -139,13 +139,13 @@ def page(chromium_program, tmp_path, pictures, request):
     finally: chromium.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lab_folder(tmp_path_factory):
     "What `lab` shows: a test puts its notebooks here, so that nothing is saved over the sources."
     return tmp_path_factory.mktemp("lab")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def lab(chromium_program, lab_folder, tmp_path_factory):
     "A JupyterLab of its own settings over `lab_folder`; gives its address."
     for module in ("jupyterlab", "ipywidgets", "jupyterlab_widgets", "nbformat"): pytest.importorskip(module)
@@ -154,7 +154,7 @@ def lab(chromium_program, lab_folder, tmp_path_factory):
     env = os.environ | places | dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), MPLBACKEND="agg")
     log = own / "lab.log"
     server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0", "--IdentityProvider.token=",
-        "--ServerApp.password=", "--LabApp.news_url=", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={lab_folder}"],
+        "--ServerApp.password=", "--LabApp.news_url=None", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={lab_folder}"],
         env=env, stdout=log.open("w"), stderr=subprocess.STDOUT)
     try:
         def address():
@@ -164,3 +164,31 @@ def lab(chromium_program, lab_folder, tmp_path_factory):
     finally:
         server.terminate()
         server.wait(60)
+
+
+# JupyterLab's own commands wait for what they need. The mouse does not: the mark beside the kernel's name says idle before there is a kernel,
+# a cell that is run without one is passed over in silence, and the next click runs the empty cell below it.
+OPEN_AND_RUN = """(async () => {
+    const lab = window.jupyterapp; await lab.restored;
+    const book = await lab.commands.execute('docmanager:open', {path: PATH, factory: 'Notebook'});
+    await book.context.ready; await book.sessionContext.ready; await book.sessionContext.session.kernel.info;
+    window.bookRan = await lab.commands.execute('notebook:run-all-cells') ? 'well' : 'not'})().catch(fault => { window.bookRan = String(fault) }); 0"""
+
+
+@pytest.fixture
+def shown_in_lab(lab, lab_folder, page, request):
+    "A function: it runs a cell in JupyterLab, in a notebook of its own, and gives back a function that reads what the text widgets say."
+    nbformat = pytest.importorskip("nbformat")
+    say = "[...document.querySelectorAll('.widget-html-content')].map(e => e.innerText).join(' ')"
+    def run(cell, until, seconds=240): # until its widgets say `until`
+        path, kernel = f"{request.node.name}.ipynb", dict(name="python3", display_name="python3", language="python")
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata=dict(kernelspec=kernel)), lab_folder / path)
+        page.call("Page.navigate", url=f"{lab}lab")
+        wait_for(lambda: page.js("!!window.jupyterapp"), 180, "JupyterLab")
+        page.js(OPEN_AND_RUN.replace("PATH", json.dumps(path)))
+        ran = wait_for(lambda: page.js("window.bookRan"), seconds, "the end of the cell")
+        assert ran == "well", f"{ran}: {page.js('document.querySelector(`.jp-Notebook .jp-OutputArea`)?.innerText')}"
+        wait_for(lambda: until in page.js(say), 60, until)
+        return lambda: page.js(say)
+    yield run
+    page.js("window.jupyterapp?.shell.currentWidget?.sessionContext?.shutdown()") # its kernel holds half a gigabyte

@@ -1,6 +1,6 @@
 """`explore` in a real JupyterLab, in a real headless Chromium: moved by the mouse, read from the page."""
 import re
-import time
+from pathlib import Path
 
 import pytest
 
@@ -26,35 +26,19 @@ VBox([box, clock])
 """
 
 
-def test_explore_follows_the_mouse(lab, lab_folder, page, pictures):
-    import nbformat
-    from pathlib import Path
-    cell = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})" + CELL
-    kernel = dict(name="python3", display_name="python3", language="python")
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)], metadata=dict(kernelspec=kernel)), lab_folder / "explore.ipynb")
-    page.call("Page.navigate", url=f"{lab}lab/tree/explore.ipynb")
-    wait_for(lambda: page.js("!!document.querySelector('.jp-Notebook .jp-CodeCell')"), 180, "the notebook")
-    wait_for(lambda: page.js("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status") == "idle", 180, "the kernel")
-    page.click(".jp-Notebook .jp-CodeCell .cm-content")
-    said = "[...document.querySelectorAll('.widget-html-content')].map(e => e.innerText).join(' ')"
-    shown = "document.querySelector('.widget-image')?.src"
-    pressed = [0.]
-    def pictures_there():  # a page that is still loading swallows a click on the run button: press again where the cell has not started
-        if time.monotonic() - pressed[0] > 10 and page.js("document.querySelector('.jp-InputPrompt').innerText").split() == ["[", "]:"]:
-            page.click('jp-button[data-command^="notebook:run-cell"], [data-command^="notebook:run-cell"]')
-            pressed[0] = time.monotonic()
-        return "image score" in (page.js(said) or "") and page.js(said)
-    first = wait_for(pictures_there, 400, "the pictures")
+def test_explore_follows_the_mouse(shown_in_lab, page, pictures):
+    said = shown_in_lab(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})" + CELL, until="image score")
+    first, shown = said(), "document.querySelector('.widget-image')?.src"
     picture = page.js(shown)
     page.screenshot(pictures / "explore-before.png")
 
     page.drag(".widget-slider:nth-of-type(2) .noUi-handle", 160) # threshold
-    moved = wait_for(lambda: page.js(said) != first and page.js(said), 90, "another mask")
+    moved = wait_for(lambda: said() != first and said(), 90, "another mask")
     wait_for(lambda: page.js(shown) != picture, 60, "another picture")
     marked = [float(re.search(r"marked ([\d.]+)%", text)[1]) for text in (first, moved)]
     assert marked[1] < marked[0], "a higher threshold marks less"
     page.drag(".widget-slider:nth-of-type(1) .noUi-handle", 160) # film
-    wait_for(lambda: "film 1 of 4" not in page.js(said), 90, "another film")
+    wait_for(lambda: "film 1 of 4" not in said(), 90, "another film")
     page.screenshot(pictures / "explore-after.png")
-    updates = [int(n) for n in re.findall(r"update (\d+)", page.js(said))]
+    updates = [int(n) for n in re.findall(r"update (\d+)", said())]
     assert updates # how long they take is measured in benchmarks/segmenter.py

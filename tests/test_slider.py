@@ -19,38 +19,18 @@ threshold_slider(film, map, truth, OperatingPoint(.05, smoothing=1.))
 '''
 
 
-@pytest.fixture
-def notebook(lab, lab_folder):
-    "The address of a notebook with the slider."
-    import nbformat
-    kernel = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)], metadata=kernel), lab_folder/'slider.ipynb')
-    return f'{lab}lab/tree/slider.ipynb'
-
-
-def test_slider_moves_mask_and_dice(notebook, page, pictures):
+def test_slider_moves_mask_and_dice(shown_in_lab, page, pictures):
     page.resize(1200)
-    page.call('Page.navigate', url=notebook)
-    wait_for(lambda: page.js("!!document.querySelector('.jp-Notebook .jp-CodeCell')"), 180, 'the notebook')
-    # before its kernel answers, running a cell opens a dialog that asks for a kernel
-    wait_for(lambda: page.js("document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status") == 'idle', 180, 'the kernel')
-    page.click('.jp-Notebook .jp-CodeCell .cm-content')
-    def run(): # press the run button until the cell's prompt is no longer empty: a page that is still loading swallows a click
-        page.click('jp-button[data-command^="notebook:run-cell"], [data-command^="notebook:run-cell"]')
-        time.sleep(1)
-        return page.js("document.querySelector('.jp-InputPrompt').innerText") != '[ ]:'
-    wait_for(run, 60, 'a running cell')
-    said = "[...document.querySelectorAll('.widget-html-content')].map(e => e.innerText).join(' ')"
-    shown = "document.querySelector('.widget-image')?.src"
-    first = wait_for(lambda: 'Dice' in (page.js(said) or '') and page.js(said), 240, 'the slider')
+    said = shown_in_lab(CELL, until='Dice')
+    first, shown = said(), "document.querySelector('.widget-image')?.src"
     picture = page.js(shown)
     page.screenshot(pictures/'slider-before.png')
 
     page.drag('.widget-slider .noUi-handle', 120)
-    moved = wait_for(lambda: page.js(said) != first and page.js(said), 90, 'another Dice')
+    moved = wait_for(lambda: said() != first and said(), 90, 'another Dice')
     wait_for(lambda: page.js(shown) != picture, 60, 'another picture')
     time.sleep(2) # the last of several moves
-    moved = page.js(said)
+    moved = said()
     page.screenshot(pictures/'slider-after.png')
 
     numbers = [[float(x) for x in re.findall(r'\d+\.\d+', text)] for text in (first, moved)] # Dice, marked, truth
@@ -59,4 +39,4 @@ def test_slider_moves_mask_and_dice(notebook, page, pictures):
     assert numbers[1][2] == numbers[0][2], 'the truth does not move'
 
     page.drag('.widget-slider:nth-of-type(2) .noUi-handle', 200) # the other slider leafs through the films
-    wait_for(lambda: page.js(said) != moved, 90, 'another film')
+    wait_for(lambda: said() != moved, 90, 'another film')
