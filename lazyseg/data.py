@@ -566,7 +566,7 @@ KERMANY_CREDIT = "Films: Kermany, Zhang, Goldbaum 2018, doi:10.17632/rscbjbr9sj.
 
 def pneumonia_source(data=None, # the unpacked archive; fetched through kagglehub when None
                      credit:str=KERMANY_CREDIT, **how) -> Source:
-    "Kaggle's Chest X-Ray Images (Pneumonia): chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg."
+    "Kaggle's Chest X-Ray Images (Pneumonia): folders NORMAL and PNEUMONIA in each of train, val and test."
     root, rows = find_folder(data or download('pneumonia'), 'train/NORMAL', "Kaggle's Chest X-Ray Images (Pneumonia)"), []
     for part in ('train','val','test'):
         for kind in ('NORMAL','PNEUMONIA'):
