@@ -174,10 +174,10 @@ def draw_audit(source:Source, looked_at:pd.DataFrame, found:dict):
     names, values = zip(*found['shortcuts'].items())
     axes[1,1].barh(names, values, color='#999999'); axes[1,1].invert_yaxis(); axes[1,1].axvline(.5, color='k', lw=1)
     for i, v in enumerate(values): axes[1,1].text(v, i, f' {v:.2f}', va='center', fontsize=8)
-    axes[1,1].set(title='class told from ... (AUROC; line: chance)', xlim=(.4, 1.08))
+    axes[1,1].set(title='class told from ... (AUROC)', xlim=(.4, 1.08))
     fig.suptitle(f"{source.name}: {len(source)} films, {source.table.patient.nunique()} patients"); fig.tight_layout(rect=(0, .12, 1, 1))
-    lines = [line for o in found['faults'] or ['No faults found.'] for line in textwrap.wrap(o, 150)]
+    lines = [line for o in found['faults'] or ['No faults found.'] for line in textwrap.wrap(o, 135)]
     if found['labels'] is not None:
         each = [f"{label} {'/'.join(map(str, row))}" for label, row in zip(found['labels'].index[:12], found['labels'].to_numpy())]
-        lines += textwrap.wrap(f"Labels (train/valid/test): {', '.join(each)}{' ...' if len(found['labels']) > 12 else ''}", 150)
-    fig.text(.03, .1, '\n'.join(lines + [source.credit]), fontsize=6.5, va='top')
+        lines += textwrap.wrap(f"Labels (train/valid/test): {', '.join(each)}{' ...' if len(found['labels']) > 12 else ''}", 135)
+    fig.text(.03, .1, '\n'.join(lines + textwrap.wrap(source.credit, 135)), fontsize=7.5, va='top')
