@@ -135,9 +135,14 @@ def test_shifted_films_come_from_other_ranges(fresh):
     for name, (usual, shifted) in (P.ANATOMY | P.POSE).items():
         overlap = max(0, min(usual[1], shifted[1]) - max(usual[0], shifted[0]))
         if name not in ('left', 'up'): assert overlap < .15*(usual[1] - usual[0]), name # nobody stands exactly in the middle
-    for i in range(5):
-        usual, shifted = (P.draw(P.ANATOMY | P.POSE, P.stream(i), s) for s in (False, True))
-        for name, (low, high) in ((k, r[1]) for k, r in (P.ANATOMY | P.POSE).items()): assert low <= shifted[name] <= high, name
+    ranges, strange = P.ANATOMY | P.POSE, []
+    for i in range(60):
+        usual, shifted = (P.draw(ranges, P.stream(i), s) for s in (False, True))
+        for name, number in usual.items(): assert ranges[name][0][0] <= number <= ranges[name][0][1], name
+        strange.append([ranges[name][1][0] <= shifted[name] <= ranges[name][1][1] and not ranges[name][0][0] <= shifted[name] <= ranges[name][0][1]
+                        for name in ranges if name not in ('left', 'up')])
+        for name, number in shifted.items(): assert any(low <= number <= high for low, high in ranges[name]), name
+    assert .8*P.OUTSIDE < np.mean(strange) < 1.2*P.OUTSIDE and np.all(np.any(strange, axis=0)), np.mean(strange)
     table, arrays = P.phantom_arrays('hernia', n=3, size=32, seed=1, shifted=True)
     assert set(table.split) == {'test'}
     assert (arrays['film'] != P.phantom_arrays('hernia', n=3, size=32, seed=1)[1]['film']).any()
