@@ -17,6 +17,7 @@ SEED    ?= 0
 SIZE    ?= 0
 WHERE   ?=
 VIEW    ?= film
+LUNG_MASKS ?= auto
 EPOCHS  ?= 0
 OUT     ?= reports
 CREDIT  ?=
@@ -43,13 +44,13 @@ $(VENV)/.installed: settings.ini setup.py
 setup: $(VENV)/.installed
 
 reproduce: setup
-	lazyseg train "$(DISEASE)" --source "$(SOURCE)" --data "$(DATA)" --where "$(WHERE)" --view "$(VIEW)" --method "$(METHOD)" \
+	lazyseg train "$(DISEASE)" --source "$(SOURCE)" --data "$(DATA)" --where "$(WHERE)" --view "$(VIEW)" --lung-masks "$(LUNG_MASKS)" --method "$(METHOD)" \
 	  --size $(SIZE) --profile "$(PROFILE)" --epochs $(EPOCHS) --seed $(SEED) --out "$(OUT)"
 
 # A run that is there is kept, a stopped one goes on, one that fails is named at the end and makes the exit code 1.
 report: setup
-	python -m lazyseg.report --diseases "$(DISEASES)" --methods "$(METHODS)" --sizes "$(SIZES)" --source "$(SOURCE)" --data "$(DATA)" \
-	  --where "$(WHERE)" --view "$(VIEW)" --credit "$(CREDIT)" --profile "$(PROFILE)" --epochs $(EPOCHS) --seed $(SEED) --out "$(OUT)" $(if $(filter no No False false,$(PICTURES)),--no-pictures)
+	lazyseg report --diseases "$(DISEASES)" --methods "$(METHODS)" --sizes "$(SIZES)" --source "$(SOURCE)" --data "$(DATA)" \
+	  --where "$(WHERE)" --view "$(VIEW)" --lung-masks "$(LUNG_MASKS)" --credit "$(CREDIT)" --profile "$(PROFILE)" --epochs $(EPOCHS) --seed $(SEED) --out "$(OUT)" $(if $(filter no No False false,$(PICTURES)),--no-pictures)
 
 test: setup
 	bash tests/run.sh

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'ROW', 'COMMANDS', 'CODES', 'say', 'bar', 'answer', 'train', 'headline', 'headline_of', 'options_train',
-           'add_run', 'add_source', 'run_train', 'sweep_lines', 'run_lines', 'options_sweep', 'run_sweep', 'film_key',
-           'film_names', 'name_fault', 'read_rows', 'write_rows', 'write_result', 'segment_batch', 'check_model',
-           'segment', 'options_segment', 'run_segment', 'evaluate', 'options_evaluate', 'run_evaluate', 'write_json',
-           'audit', 'options_audit', 'run_audit', 'write_phantom', 'options_phantom', 'run_phantom', 'parser', 'main']
+           'add_run', 'add_source', 'run_train', 'sweep_lines', 'run_lines', 'options_sweep', 'run_sweep',
+           'options_report', 'run_report', 'film_key', 'film_names', 'name_fault', 'read_rows', 'write_rows',
+           'write_result', 'segment_batch', 'check_model', 'segment', 'options_segment', 'run_segment', 'evaluate',
+           'options_evaluate', 'run_evaluate', 'write_json', 'audit', 'options_audit', 'run_audit', 'write_phantom',
+           'options_phantom', 'run_phantom', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #42c5246e
 import argparse, csv, hashlib, json, math, os, re, shlex, subprocess, sys
 from collections import Counter
 from pathlib import Path
 
-from .core import LazysegError, demo_folder, project_root, whole_file
+from .core import LazysegError, demo_folder, forget_place, project_root, whole_file
 
 # %% ../nbs/cli.ipynb #c58f4911
 NOTE = 'A research tool. Not a medical device.'
@@ -56,14 +57,12 @@ def train(progress:bool=True, # show a bar over the cells
     running = settings.folder/'train.running.ipynb'
     os.environ['LAZYSEG_LINES'] = '1' if progress else '' # the kernel inherits it: its bars would not reach the terminal
     try:
-        papermill.execute_notebook(str(notebook), str(running), parameters={k: v for k, v in parameters.items()}, cwd=str(project_root()),
+        papermill.execute_notebook(str(notebook), str(running), parameters=parameters, cwd=str(project_root()),
                                    kernel_name='python3', progress_bar=progress, stdout_file=sys.stderr if progress else None)
     except papermill.PapermillExecutionError as e: # the notebook so far is kept for a look
         raise LazysegError(f"The run stopped: {e.ename}: {e.evalue}\nThe notebook as far as it came: {running}") from e
-    # A report may be shown to others: it names files from the project's root on, not where that root lies.
-    text = running.read_text(encoding='utf-8').replace(f'{project_root()}/', '')
-    with whole_file(settings.folder/'train.ipynb') as p: p.write_text(text, encoding='utf-8')
-    running.unlink()
+    forget_place(running, settings.data, parameters.get('data'), settings.out, parameters.get('out')) # a report may be shown to others
+    running.replace(settings.folder/'train.ipynb')
     return settings.folder
 
 # %% ../nbs/cli.ipynb #c43af34b
@@ -88,18 +87,19 @@ def options_train(p):
     p.add_argument('disease', help='pneumonia, edema, emphysema or hernia; with films of your own, the label to learn')
     p.add_argument('--method', default='lazyseg', help='lazyseg, cyclegan or paper')
     p.add_argument('--seed', type=int, default=0, help='of split, weights, order and augmentation')
-    p.add_argument('--lung-masks', default='auto', help="auto: a film's own lung mask, else the network's, where the view needs one; given: own masks alone; all: also where the view needs none")
     p.add_argument('--keep', action='store_true', help='leave a finished run with the same settings as it is')
     add_run(p)
 
-def add_run(p):
+def add_run(p, one_size=True):
     "The options that several runs may share."
     add_source(p)
-    for name, value, text in [('view', 'film', 'film, crop or lungs: what of each film is seen'), ('profile', 'auto', 'smoke, cpu, gpu or paper'),
+    for name, value, text in [('view', 'film', 'film, crop, aligned or lungs: what of each film is seen'), ('profile', 'auto', 'smoke, cpu, gpu or paper'),
                               ('out', 'reports', 'folder of all reports')]:
         p.add_argument(f'--{name}', default=value, help=text)
-    for name, text in [('size', "height of the films in pixels; 0: the profile's"), ('epochs', "passes over the films; 0: the profile's")]:
-        p.add_argument(f'--{name}', type=int, default=0, help=text)
+    if one_size: p.add_argument('--size', type=int, default=0, help="height of the films in pixels; 0: the profile's")
+    else: p.add_argument('--sizes', nargs='*', default=[], help='heights of the films; none: 64 and 128, or 32 for the profile smoke')
+    p.add_argument('--epochs', type=int, default=0, help="passes over the films; 0: the profile's")
+    p.add_argument('--lung-masks', default='auto', help="auto: a film's own lung mask, else the network's, where the view needs one; given: own masks alone; all: also where the view needs none")
     p.add_argument('--credit', default='', help='whose films these are and under which licence')
     p.add_argument('--no-pictures', dest='pictures', action='store_false', help='leave out pictures of the films')
 
@@ -124,7 +124,7 @@ def sweep_lines(diseases:list, methods:list, seeds:list, # every combination is 
     "One `lazyseg train` for every disease, method and seed."
     usual = argparse.ArgumentParser()
     options_train(usual)
-    more = [w for k, v in shared.items() if v != usual.get_default(k) for w in ([f'--{k}', str(v)] if k != 'pictures' else ['--no-pictures'])]
+    more = [w for k, v in shared.items() if v != usual.get_default(k) for w in ([f"--{k.replace('_', '-')}", str(v)] if k != 'pictures' else ['--no-pictures'])]
     return [['lazyseg', 'train', d, '--method', m, '--seed', str(s), '--out', f'{out}/seed-{s}', '--keep', *more] for s in seeds for d in diseases for m in methods]
 
 # %% ../nbs/cli.ipynb #b96ea959
@@ -165,6 +165,23 @@ def run_sweep(json=False, quiet=False, diseases=(), methods=(), seeds=(), jobs=0
     failed = run_lines(lines, jobs) if jobs > 0 else {}
     answer(dict(runs=len(lines), file=str(file), failed=failed), json, [f"{len(lines)} runs, one a line: {file}" + (f"; {len(lines) - len(failed)} of them done" if jobs > 0 else ''),
                                                                       *[f'FAILED: {k}\n  {v}' for k, v in failed.items()]])
+    return int(bool(failed))
+
+# %% ../nbs/cli.ipynb #c1a0e102
+def options_report(p):
+    "What `lazyseg report` takes."
+    p.add_argument('--diseases', nargs='+', default=['pneumonia', 'edema', 'emphysema', 'hernia'], help='with films of your own, the labels to learn')
+    p.add_argument('--methods', nargs='+', default=['paper', 'lazyseg'], help='lazyseg, cyclegan, paper')
+    p.add_argument('--seed', type=int, default=0, help='of split, weights, order and augmentation')
+    add_run(p, one_size=False)
+
+def run_report(json=False, quiet=False, diseases=(), methods=(), sizes=(), **parameters):
+    "Do what `lazyseg report` was asked for."
+    from lazyseg.report import make_report, words
+    failed = make_report(*(words(' '.join(w)) for w in (diseases, methods, sizes)), progress=not (quiet or json), **parameters)
+    file = project_root()/Path(parameters['out']).expanduser()/parameters['source']/'report.ipynb'
+    answer(dict(report=str(file), failed=failed), json, [f'Report: {file}', NOTE])
+    for name, why in failed.items(): say(f'FAILED: {name}: {why}')
     return int(bool(failed))
 
 # %% ../nbs/cli.ipynb #501116e3
@@ -461,7 +478,7 @@ def run_phantom(json=False, quiet=False, **given):
 COMMANDS = dict(
     train=('train one method on one disease, and report', options_train, run_train),
     sweep=('write one lazyseg train a line for every disease, method and seed, and run them', options_sweep, run_sweep),
-    report=('train every method on every disease, and make the report', None, None), # its own command line: lazyseg.report
+    report=('train every method on every disease, and make the report', options_report, run_report),
     segment=('mark films with a trained model', options_segment, run_segment),
     evaluate=('measure a trained model on films with labels', options_evaluate, run_evaluate),
     audit=('look at a set of films for faults and shortcuts', options_audit, run_audit),
@@ -475,9 +492,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--version', action='store_true', help='print the version and stop')
     commands = p.add_subparsers(dest='command', metavar='command')
     for name, (text, options, _) in COMMANDS.items():
-        if options is None:
-            commands.add_parser(name, help=text, add_help=False)
-            continue
         c = commands.add_parser(name, help=text, description=f'{text.capitalize()}. {NOTE}', epilog=CODES, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         options(c)
         c.add_argument('--json', action='store_true', help='print one JSON object, for a program')
@@ -487,10 +501,6 @@ def parser() -> argparse.ArgumentParser:
 # %% ../nbs/cli.ipynb #b5a5379c
 def main(args=None) -> int: # exit code: see `CODES`
     "The command `lazyseg`."
-    args = list(sys.argv[1:] if args is None else args)
-    if args[:1] == ['report']: # it has options of its own
-        from lazyseg.report import main as report
-        return report(args[1:])
     p = parser()
     given = vars(p.parse_args(args))
     command = given.pop('command')

@@ -7,7 +7,9 @@ __all__ = ['LazysegError', 'one_of', 'project_root', 'cache_dir', 'demo_folder',
            'in_lines', 'somebody_watches', 'progress']
 
 # %% ../nbs/core.ipynb #127e4939
+import json
 import os
+import re
 import sys
 import time
 from contextlib import contextmanager
@@ -79,12 +81,21 @@ def forget_torn(path:Path|str, # as given to `whole_file`; no other process may 
     for torn in path.parent.glob(f'.{path.name}.*.tmp'): torn.unlink(missing_ok=True)
 
 # %% ../nbs/core.ipynb #c0c0c0a2
-def forget_place(path:Path|str, # a text file, such as a notebook that papermill has run
+def forget_place(notebook:Path|str, # one that papermill has run
+                 *given, # files and folders that it was given; empty ones are passed over
                 ):
-    "Rewrite `path` so that it names the files of this project from its root on."
-    text = Path(path).read_text(encoding='utf-8').replace(f'{project_root()}/', '')
-    with whole_file(path) as p: p.write_text(text, encoding='utf-8')
-
+    "Rewrite `notebook` so that it says of no file where on a disk it lies: those of this project are named from its root on, those `given` by their name."
+    root, short = project_root(), {f'{project_root()}/': ''}
+    for path in (Path(g) for g in given if g):
+        here = Path(os.path.abspath(root/path.expanduser()))
+        if root in here.parents: continue
+        for p in {path, here, here.resolve()}: short |= {str(p): p.name} | ({f'{p.parent}/': ''} if here.is_file() else {})
+    places = re.compile(r'(?<![\w.~-])(?:' + '|'.join(map(re.escape, sorted(short, key=len, reverse=True))) + ')') # where a path begins, and not within one
+    def forget(part):
+        if isinstance(part, str): return places.sub(lambda found: short[found[0]], part)
+        if isinstance(part, dict): return {k: forget(v) for k, v in part.items()}
+        return [forget(p) for p in part] if isinstance(part, list) else part
+    with whole_file(notebook) as p: p.write_text(json.dumps(forget(json.loads(Path(notebook).read_text(encoding='utf-8'))), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/core.ipynb #2dd5e6b4
 def in_lines(items, total:int=None, text:str='', every:float=20., # seconds between two lines

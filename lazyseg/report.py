@@ -6,10 +6,10 @@
 __all__ = ['FIGURES', 'PRINTED', 'HONEST', 'pick_shown', 'full_film', 'film_name', 'keep_examples', 'forget_pictures', 'Run',
            'find_runs', 'nearest_run', 'shown_point', 'fill', 'draw_panel', 'figure_paper', 'describe_run',
            'caption_paper', 'table_row', 'paper_table', 'missing_runs', 'how_run', 'words', 'check_report',
-           'show_figure', 'write_report', 'plan_runs', 'run_all', 'run_report', 'make_report', 'parser', 'main']
+           'show_figure', 'write_report', 'plan_runs', 'run_all', 'run_report', 'make_report']
 
 # %% ../nbs/make_report.ipynb #7b20de91
-import argparse, json, sys
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -328,7 +328,7 @@ def run_report(source:str='phantom', out:str='reports', diseases=DISEASES, metho
     try: papermill.execute_notebook(str(notebook), str(running), given, cwd=str(project_root()), kernel_name='python3', progress_bar=progress)
     except papermill.PapermillExecutionError as e:
         raise LazysegError(f"The report stopped: {e.ename}: {e.evalue}\nThe notebook as far as it came: {running}") from e
-    forget_place(running)
+    forget_place(running, out)
     return running.replace(folder/'report.ipynb')
 
 def make_report(diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(), progress:bool=True, **parameters) -> dict: # {run: why it failed}
@@ -338,38 +338,3 @@ def make_report(diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(), progr
     try: run_report(plan[0].source, plan[0].out, list(dict.fromkeys(diseases)), list(dict.fromkeys(methods)), sorted({s.size for s in plan}), plan[0].pictures, progress)
     except Exception as e: failed['the report itself'] = str(e) or type(e).__name__
     return failed
-
-# %% ../nbs/make_report.ipynb #6c4cf739
-def parser() -> argparse.ArgumentParser:
-    "The command line of the report."
-    p = argparse.ArgumentParser('lazyseg report', description='Train every method on every disease, and make the report. Not a medical device.',
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('--diseases', nargs='+', default=list(DISEASES), help='with films of your own, the labels to learn')
-    p.add_argument('--methods', nargs='+', default=['paper', 'lazyseg'], help='lazyseg, cyclegan, paper')
-    p.add_argument('--sizes', nargs='*', default=[], help='heights of the films; none: 64 and 128, or 32 for the profile smoke')
-    for name, value, text in [('source', 'phantom', 'phantom, table, folder, pneumonia or nih'), ('data', '', 'folder or table of the films'),
-                              ('where', '', 'a query that keeps a part of the table'), ('view', 'film', 'film, crop, aligned or lungs: what of each film is seen'),
-                              ('credit', '', 'whose films these are and under which licence'), ('profile', 'auto', 'smoke, cpu, gpu or paper'),
-                              ('out', 'reports', 'folder of all reports')]: p.add_argument(f'--{name}', default=value, help=text)
-    for name, text in [('epochs', "passes over the films; 0: the profile's"), ('seed', 'of split, weights, order and augmentation')]:
-        p.add_argument(f'--{name}', type=int, default=0, help=text)
-    p.add_argument('--no-pictures', dest='pictures', action='store_false', help='leave out pictures of the films')
-    return p
-
-# %% ../nbs/make_report.ipynb #87914132
-def main(args=None) -> int: # exit code: 0 well, 1 a run failed, 130 stopped by hand
-    "The command `lazyseg report`."
-    given = vars(parser().parse_args(args))
-    given |= {k: words(' '.join(given[k])) for k in ('diseases', 'methods', 'sizes')}
-    try: failed = make_report(**given)
-    except LazysegError as e:
-        print(f'lazyseg: {e}', file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print('\nStopped. The same command goes on from the last finished epoch.', file=sys.stderr)
-        return 130
-    print(f"Report: {Path(given['out'])/given['source']/'report.ipynb'}\nA research tool. Not a medical device.")
-    for name, why in failed.items(): print(f'FAILED: {name}: {why}', file=sys.stderr)
-    return int(bool(failed))
-
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main()) # python -m lazyseg.report
