@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'ROW', 'COMMANDS', 'CODES', 'say', 'bar', 'answer', 'train', 'headline', 'headline_of', 'options_train',
-           'add_run', 'add_source', 'run_train', 'sweep_lines', 'run_lines', 'options_sweep', 'run_sweep',
+           'FromHere', 'add_run', 'add_source', 'run_train', 'sweep_lines', 'run_lines', 'options_sweep', 'run_sweep',
            'options_report', 'run_report', 'film_key', 'film_names', 'name_fault', 'read_rows', 'write_rows',
-           'write_result', 'segment_batch', 'check_model', 'segment', 'options_segment', 'run_segment', 'evaluate',
-           'options_evaluate', 'run_evaluate', 'write_json', 'audit', 'options_audit', 'run_audit', 'write_phantom',
-           'options_phantom', 'run_phantom', 'parser', 'main']
+           'write_result', 'segment_batch', 'say_warnings', 'check_model', 'segment', 'options_segment', 'run_segment',
+           'evaluate', 'options_evaluate', 'run_evaluate', 'write_json', 'audit', 'options_audit', 'run_audit',
+           'write_phantom', 'options_phantom', 'run_phantom', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #42c5246e
 import argparse, csv, hashlib, json, math, os, re, shlex, subprocess, sys
@@ -35,7 +35,8 @@ def answer(found:dict, # what the command found
           ):
     "The one thing a command prints on standard output."
     text, code = json.dumps(found, allow_nan=False) if as_json else '\n'.join(map(str, lines)), sys.stdout.encoding or 'utf-8'
-    print(text.encode(code, 'backslashreplace').decode(code)) # a path may hold what a terminal cannot show
+    try: print(text.encode(code, 'backslashreplace').decode(code), flush=True) # a path may hold what a terminal cannot show
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # who reads, such as `head`, has seen enough
 
 # %% ../nbs/cli.ipynb #a5993cfe
 def train(progress:bool=True, # show a bar over the cells
@@ -90,12 +91,16 @@ def options_train(p):
     p.add_argument('--keep', action='store_true', help='leave a finished run with the same settings as it is')
     add_run(p)
 
+class FromHere(argparse.Action):
+    "A path that somebody types begins where they stand; a default begins at the project's root."
+    def __call__(self, parser, given, path, option=None): setattr(given, self.dest, os.path.abspath(os.path.expanduser(path)) if path else path)
+
 def add_run(p, one_size=True):
     "The options that several runs may share."
     add_source(p)
-    for name, value, text in [('view', 'film', 'film, crop, aligned or lungs: what of each film is seen'), ('profile', 'auto', 'smoke, cpu, gpu or paper'),
-                              ('out', 'reports', 'folder of all reports')]:
-        p.add_argument(f'--{name}', default=value, help=text)
+    p.add_argument('--view', default='film', help='film, crop, aligned or lungs: what of each film is seen')
+    p.add_argument('--profile', default='auto', help='smoke, cpu, gpu or paper')
+    p.add_argument('--out', default='reports', action=FromHere, help="folder of all reports; when not given, the project's")
     if one_size: p.add_argument('--size', type=int, default=0, help="height of the films in pixels; 0: the profile's")
     else: p.add_argument('--sizes', nargs='*', default=[], help='heights of the films; none: 64 and 128, or 32 for the profile smoke')
     p.add_argument('--epochs', type=int, default=0, help="passes over the films; 0: the profile's")
@@ -106,7 +111,7 @@ def add_run(p, one_size=True):
 def add_source(p):
     "The options that name a set of films."
     p.add_argument('--source', default='phantom', help='phantom, table, folder, pneumonia, nih ...')
-    p.add_argument('--data', default='', help='folder or table of the films')
+    p.add_argument('--data', default='', action=FromHere, help='folder or table of the films')
     p.add_argument('--where', default='', help='a query that keeps a part of the table')
 
 def run_train(json=False, quiet=False, **parameters):
@@ -159,8 +164,8 @@ def run_sweep(json=False, quiet=False, diseases=(), methods=(), seeds=(), jobs=0
     from lazyseg.runs import check_settings
     for d in diseases:
         for m in methods: check_settings(disease=d, method=m, **shared) # before anything is started
-    lines = sweep_lines(diseases, methods, seeds, out, **shared)
-    file = project_root()/Path(out).expanduser()/'sweep.txt'
+    out = project_root()/out
+    lines, file = sweep_lines(diseases, methods, seeds, out, **shared), out/'sweep.txt'
     with whole_file(file) as p: p.write_text(''.join(f'{shlex.join(w)}\n' for w in lines), encoding='utf-8')
     failed = run_lines(lines, jobs) if jobs > 0 else {}
     answer(dict(runs=len(lines), file=str(file), failed=failed), json, [f"{len(lines)} runs, one a line: {file}" + (f"; {len(lines) - len(failed)} of them done" if jobs > 0 else ''),
@@ -179,7 +184,7 @@ def run_report(json=False, quiet=False, diseases=(), methods=(), sizes=(), **par
     "Do what `lazyseg report` was asked for."
     from lazyseg.report import make_report, words
     failed = make_report(*(words(' '.join(w)) for w in (diseases, methods, sizes)), progress=not (quiet or json), **parameters)
-    file = project_root()/Path(parameters['out']).expanduser()/parameters['source']/'report.ipynb'
+    file = project_root()/parameters['out']/parameters['source']/'report.ipynb'
     answer(dict(report=str(file), failed=failed), json, [f'Report: {file}', NOTE])
     for name, why in failed.items(): say(f'FAILED: {name}: {why}')
     return int(bool(failed))
@@ -267,25 +272,31 @@ def segment_batch(job:dict, paths:list, first:int, # number of the first film
         try:
             if isinstance(result, LazysegError): raise result
             row = write_result(job['out'], key, paths[i], result, job['segmenter'].about, job['dicom'])
-            job['warned'] += bool(result.warnings)
-            if result.warnings and job['warned'] <= 10: say(f"{key}: {'; '.join(result.warnings)}{' (more such films are named in films.csv alone)' if job['warned'] == 10 else ''}")
         except LazysegError as e:
             message, fault = name_fault(e, paths[i], number, len(job['keys']), job['names'])
             say(message)
             row = dict(film=key or '', fault=fault)
         yield row | dict(number=number, made_by=job['made_by'])
 
+# %% ../nbs/cli.ipynb #c1a0e103
+def say_warnings(rows:list): # of `segment_batch`
+    "Each kind of warning once, with one of its films: all of them stand in films.csv."
+    kinds = {}
+    for row in rows:
+        for said in filter(None, (row.get('warnings') or '').split('; ')): kinds.setdefault(re.sub(r'\d[\d.]*', '', said), []).append((row['film'], said))
+    for films in kinds.values(): say(f"Warning for {len(films)} of {len(rows)} films, such as {films[0][0]}: {films[0][1]}")
+
 # %% ../nbs/cli.ipynb #68d5c4ff
 def check_model(folder:Path) -> str: # 'panel.json' or 'settings.json', whichever the folder holds
     "What kind of model a folder holds."
     for name in ('panel.json', 'settings.json'):
         if (Path(folder)/name).is_file(): return name
-    if Path(folder) == demo_folder(): raise LazysegError(f"Name a model's folder with -m: the demo panel comes with a checkout, and there is none at {folder}.")
+    if Path(folder) == demo_folder(): raise LazysegError(f"Name a model's folder with -m: the demo model comes with a checkout, and there is none at {folder}.")
     raise LazysegError(f"{folder} is not a model's folder: it holds no settings.json and no panel.json.")
 
 # %% ../nbs/cli.ipynb #a6fa6bd1
 def segment(films:list, # paths of films and folders
-            model, # a folder of a model or a panel; None: the demo panel
+            model, # a folder of a model or a panel; None: the demo model
             out, # where to write
             threshold:float=None, # in place of the model's own
             dicom:bool=False, # write a DICOM SEG object for each DICOM film
@@ -316,7 +327,7 @@ def segment(films:list, # paths of films and folders
     getattr(segmenter, 'first', segmenter).own_lungs = own_lungs # a panel's films are prepared by its first model
     settings = json.dumps([sha256(Path(model)/kind), threshold, dicom, str(lungs or ''), names, lungs_version() if by_network else ''])
     made_by = hashlib.sha256(settings.encode()).hexdigest()[:12]
-    job = dict(segmenter=segmenter, out=out, dicom=dicom, names=names, lungs=lungs and Path(lungs), made_by=made_by, warned=0,
+    job = dict(segmenter=segmenter, out=out, dicom=dicom, names=names, lungs=lungs and Path(lungs), made_by=made_by,
                keys=film_names(paths, names), kept=read_rows(out, made_by))
     out.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -327,6 +338,7 @@ def segment(films:list, # paths of films and folders
         rows.sort(key=lambda r: r['number'])
         done = {r['film'] for r in rows}
         write_rows(out, rows + [r for k, r in job['kept'].items() if k not in done])
+    say_warnings(rows)
     return dict(films=len(rows), kept=sum(r['film'] in job['kept'] for r in rows), faults=sum(bool(r['fault']) for r in rows),
                 warned=sum(bool(r.get('warnings')) for r in rows), out=str(out), rows=rows)
 
@@ -334,7 +346,7 @@ def segment(films:list, # paths of films and folders
 def options_segment(p):
     "What `lazyseg segment` takes."
     p.add_argument('films', nargs='+', help='films or folders: PNG, JPEG, TIFF, DICOM ...')
-    p.add_argument('-m', '--model', help="a folder of a model or a panel, as a run leaves it in its folder model/; without it, the demo panel that comes with a checkout")
+    p.add_argument('-m', '--model', help="a folder of a model or a panel, as a run leaves it in its folder model/; without it, the demo model that comes with a checkout, which knows the phantom's films alone")
     p.add_argument('-o', '--out', required=True, help='folder for masks/, overlays/ and films.csv')
     p.add_argument('--threshold', type=float, help="in place of the model's own")
     p.add_argument('--dicom', action='store_true', help='write a DICOM SEG object for each DICOM film into dicom_seg/; such an object names its patient')
@@ -354,7 +366,7 @@ def run_segment(json=False, quiet=False, **given):
 def evaluate(model, source='phantom', data='', where='', disease='', # as for `train`; the model's own disease when empty
              split='test', # train, valid, test or all
              films:int=200, # phantom films a class
-             seed:int=1, # of the phantom's films and of a split by patients
+             seed:int=None, # of the phantom's films and of a split by patients; None: what keeps the model's training films out of the test
             ) -> dict: # {model, films, credit, results}
     "Measure a model on films with labels."
     import numpy as np
@@ -364,6 +376,7 @@ def evaluate(model, source='phantom', data='', where='', disease='', # as for `t
     from lazyseg.thresholding import OperatingPoint
     segmenter = Segmenter.load(model)
     about, (h, w) = segmenter.about, segmenter.size
+    if seed is None: seed = about['seed'] + (source == 'phantom') # other phantoms than the training's; of films on disk, the training's own split
     how = dict(n=films) if source == 'phantom' else dict(data=data or None, where=where or None)
     found = get_films(get_source(source, disease=disease or about['disease'], seed=seed, **how), h, w/h, view=about['view'])
     if split != 'all': found = found.split(split)
@@ -383,7 +396,7 @@ def options_evaluate(p):
     p.add_argument('--disease', default='', help="the label that diseased films carry; the model's own when not given")
     p.add_argument('--split', default='test', choices=('train', 'valid', 'test', 'all'), help='which of the films')
     p.add_argument('--films', type=int, default=200, help='phantom films a class')
-    p.add_argument('--seed', type=int, default=1, help='of the phantom films, of a split by patients, of the intervals')
+    p.add_argument('--seed', type=int, help="of the phantom films, of a split by patients, of the intervals; when not given, one that keeps the model's training films out of its test")
     p.add_argument('-o', '--out', help='file to write the numbers to, as JSON')
 
 def run_evaluate(json=False, quiet=False, out=None, **given):

@@ -57,8 +57,9 @@ def cache_dir(*parts:str, # sub-folders, made if they are missing
 
 # %% ../nbs/core.ipynb #aee8d5dc
 def demo_folder() -> Path: # may be missing outside a checkout
-    "The folder of the panel for the phantom that comes with the project."
-    return project_root()/'reports'/'panel'/'phantom-64'/'model'
+    "The folder of the model for the phantom that comes with the project: the panel of all diseases where it was trained, else the one for pneumonia."
+    panel, one = (project_root()/'reports'/part/'model' for part in ('panel/phantom-64', 'phantom/pneumonia/lazyseg-64'))
+    return panel if panel.is_dir() else one
 
 # %% ../nbs/core.ipynb #1465e554
 @contextmanager

@@ -240,7 +240,7 @@ def odd_about(known:KnownFilms, # or None
         reason = min(turned, key=lambda r: turned[r][i])
         back = turned[reason][i]
         if back < min(FAR, TURNED*d): said.append([f'{reason}: set right, it would be {d/back:.1f} times nearer to the training films'])
-        elif d > FAR: said.append([f'{d:.1f} times as far from the training films as ordinary ones: it may be another projection, another part of the body, or from films of another kind'])
+        elif d > FAR: said.append([f'{d:.2f} times as far from the training films as 99 of 100 ordinary ones: it may be another projection, another part of the body, or from films of another kind'])
         else: said.append([])
     return far, said
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lazyseg import cli
+from lazyseg.core import LazysegError
 from lazyseg.thresholding import OperatingPoint
 from lazyseg.training import Method
 from test_segmenter import FILM, lungs_like, model, write_dicom  # noqa: F401  (model is a fixture)
@@ -229,6 +230,32 @@ def test_evaluate_and_audit_on_files_of_the_phantom(kept, tmp_path, capsys):
     page = json.loads(capsys.readouterr().out)
     assert page["films"] == 8 and "all" in page["shortcuts"] and Image.open(tmp_path / "audit/audit.png").size[0] > 300
     assert any("can't be read" in f and "00003" not in f for f in page["faults"])
+
+
+@pytest.mark.parametrize("source, seed", [("table", 3), ("phantom", 4)])
+def test_a_model_is_measured_on_films_that_its_training_did_not_see(model, tmp_path, monkeypatch, source, seed):  # noqa: F811
+    model.about["seed"] = 3
+    def ask(source, **how): raise LazysegError(f"seed {how['seed']}")
+    monkeypatch.setattr("lazyseg.data.get_source", ask)
+    with pytest.raises(LazysegError, match=f"seed {seed}"): cli.evaluate(model.save(tmp_path / "model"), source, "films.csv")
+    with pytest.raises(LazysegError, match="seed 7"): cli.evaluate(tmp_path / "model", source, "films.csv", seed=7)
+
+
+def test_paths_that_somebody_types_begin_where_they_stand(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(cli, "train", lambda **parameters: given.append(parameters) or tmp_path)
+    monkeypatch.setattr(cli, "headline", str)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "mass", "--source", "folder", "--data", "films", "--out", "../here"]) == cli.main(["train", "hernia"]) == 0
+    assert [(g["data"], g["out"]) for g in given] == [(str(tmp_path / "films"), str(tmp_path.parent / "here")), ("", "reports")]
+
+
+def test_nobody_minds_that_a_reader_goes_away(tmp_path):
+    reads, writes = os.pipe()
+    os.close(reads)
+    ran = subprocess.run([*START, "phantom", "hernia", "-n", "1", "--size", "32", "-o", str(tmp_path / "ph"), "--json"], stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert ran.returncode == 0 and "pipe" not in ran.stderr.lower()
 
 
 def test_wrong_diseases_and_sources_are_named(capsys, tmp_path):
