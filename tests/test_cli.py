@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -234,11 +235,11 @@ def test_evaluate_and_audit_on_files_of_the_phantom(kept, tmp_path, capsys):
 
 @pytest.mark.parametrize("source, seed", [("table", 3), ("phantom", 4)])
 def test_a_model_is_measured_on_films_that_its_training_did_not_see(model, tmp_path, monkeypatch, source, seed):  # noqa: F811
-    model.about["seed"] = 3
+    kept = replace(model, about=model.about | dict(seed=3)).save(tmp_path / "model")
     def ask(source, **how): raise LazysegError(f"seed {how['seed']}")
     monkeypatch.setattr("lazyseg.data.get_source", ask)
-    with pytest.raises(LazysegError, match=f"seed {seed}"): cli.evaluate(model.save(tmp_path / "model"), source, "films.csv")
-    with pytest.raises(LazysegError, match="seed 7"): cli.evaluate(tmp_path / "model", source, "films.csv", seed=7)
+    with pytest.raises(LazysegError, match=f"seed {seed}"): cli.evaluate(kept, source, "films.csv")
+    with pytest.raises(LazysegError, match="seed 7"): cli.evaluate(kept, source, "films.csv", seed=7)
 
 
 def test_paths_that_somebody_types_begin_where_they_stand(tmp_path, monkeypatch):
