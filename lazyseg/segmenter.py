@@ -734,8 +734,9 @@ class Explorer:
 
     def describe(self, i:int, mask) -> str:
         r = self.found[i]
-        lines = [f"film {i + 1} of {len(self.found)}: image score {r.image_score:.3f}, marked {100*mask.mean():.1f}% of what was seen, distance {r.distance:.2f}"]
-        return '<br>'.join(lines + [f'<b>{escape(w)}</b>' for w in r.warnings])
+        distance = '' if np.isnan(r.distance) else f', distance {r.distance:.2f} (above 1 is odd)'
+        lines = [f'film {i + 1} of {len(self.found)}: image score {r.image_score:.3f}, marked {100*mask.mean():.1f}% of what was seen{distance}']
+        return '<div style="line-height:1.4">' + '<br>'.join(lines + [f'<b>{escape(w)}</b>' for w in r.warnings]) + '</div>'
 
 # %% ../nbs/09_your_films.ipynb #9e0dd741
 def explore(segmenter:Segmenter, # or a `Panel`, see the chapter on several diseases
@@ -748,14 +749,15 @@ def explore(segmenter:Segmenter, # or a `Panel`, see the chapter on several dise
         from lazyseg.panel import explore_panel
         return explore_panel(segmenter, films)
     seen = Explorer(segmenter, films)
-    wide = dict(width='620px')
+    wide = dict(width='auto', max_width='620px') # no wider than the page, or it scrolls sideways
+    h, w = seen.found[0].seen.shape
     top, start = seen.top, min(seen.point.threshold, seen.top)
     threshold = widgets.FloatSlider(value=start, min=0, max=top, step=top/500, readout_format='.3f', description='threshold', layout=wide)
     opacity = widgets.FloatSlider(value=.25, min=0, max=1, step=.05, description='opacity', layout=wide)
     film = widgets.IntSlider(value=1, min=1, max=max(len(seen.found), 1), description='film', layout=wide | dict(display=None if len(seen.found) > 1 else 'none'))
-    names = widgets.HTML('<div style="display:flex">' + ''.join(f'<span style="width:25%">{n}</span>' for n in ('film', 'healthy counterpart', 'score', 'marked')) + '</div>',
-                         layout=dict(width='100%', max_width=f'{4*seen.kept[0][0].shape[1] + 24}px'))
-    text, picture = widgets.HTML(), widgets.Image(format='png', layout=dict(max_width='100%'))
+    names = widgets.HTML('<div style="display:flex">' + ''.join(f'<span style="width:25%">{n}</span>' for n in (f'film, as {w} x {h}', 'healthy counterpart', 'score', 'marked')) + '</div>',
+                         layout=dict(width='auto', max_width=f'{4*seen.kept[0][0].shape[1] + 24}px'))
+    text, picture = widgets.HTML(), widgets.Image(format='png', layout=dict(max_width='calc(100% - 4px)', align_self='flex-start'))
     box = widgets.VBox([film, threshold, opacity, names, picture, text])
     def draw(_=None):
         begun, box.point = time.thread_time(), replace(seen.point, threshold=threshold.value, rule='moved by hand')

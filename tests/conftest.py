@@ -150,11 +150,14 @@ def lab(chromium_program, lab_folder, tmp_path_factory):
     "A JupyterLab of its own settings over `lab_folder`; gives its address."
     for module in ("jupyterlab", "ipywidgets", "jupyterlab_widgets", "nbformat"): pytest.importorskip(module)
     own = tmp_path_factory.mktemp("jupyter")
-    places = {f"JUPYTER_{k}_DIR": str(own / k.lower()) for k in ("RUNTIME", "CONFIG", "DATA")} | dict(JUPYTERLAB_WORKSPACES_DIR=str(own / "workspaces"))
+    places = {f"JUPYTER_{k}_DIR": str(own / k.lower()) for k in ("RUNTIME", "CONFIG", "DATA")} | dict(JUPYTERLAB_WORKSPACES_DIR=str(own / "workspaces"), JUPYTERLAB_SETTINGS_DIR=str(own / "settings"))
+    asks = own / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings" # whether it may fetch news
+    asks.parent.mkdir(parents=True)
+    asks.write_text('{"fetchNews": "false"}')
     env = os.environ | places | dict(PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), MPLBACKEND="agg")
     log = own / "lab.log"
     server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0", "--IdentityProvider.token=",
-        "--ServerApp.password=", "--LabApp.news_url=None", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={lab_folder}"],
+        "--ServerApp.password=", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={lab_folder}"],
         env=env, stdout=log.open("w"), stderr=subprocess.STDOUT)
     try:
         def address():

@@ -31,6 +31,10 @@ def test_explore_follows_the_mouse(shown_in_lab, page, pictures):
     first, shown = said(), "document.querySelector('.widget-image')?.src"
     picture = page.js(shown)
     page.screenshot(pictures / "explore-before.png")
+    for width in (1280, 800): # nothing is cut off, and nothing has to be scrolled sideways
+        page.resize(width)
+        wait_for(lambda: page.js("[...document.querySelectorAll('.jp-OutputArea-output')].every(e => e.scrollWidth <= e.clientWidth)"), 20, f"a page {width} wide that fits")
+    page.resize(1280)
 
     page.drag(".widget-slider:nth-of-type(2) .noUi-handle", 160) # threshold
     moved = wait_for(lambda: said() != first and said(), 90, "another mask")
