@@ -397,10 +397,10 @@ def case_page(films, # (N,H,W) uint8, or float in 0..1
              ): # matplotlib Figure
     "The best, median and worst cases and the worst false alarms: film with truth (blue) and marks (orange), and the map beside it."
     cases, top = pick_cases(m.table, n), float(np.quantile(scores, .999)) or 1.
-    fig, axes = plt.subplots(len(cases), 2*n, figsize=(1.8*n+.6, 1.05*len(cases)), squeeze=False, layout='constrained')
+    fig, axes = plt.subplots(len(cases), 2*n, figsize=(2.4*n+.6, 1.35*len(cases)), squeeze=False, layout='constrained')
     for ax in axes.flat: ax.set(xticks=[], yticks=[], frame_on=False)
     for line, (kind, rows) in zip(axes, cases.items()):
-        line[0].set_ylabel(kind, fontsize=8)
+        line[0].set_ylabel('\n'.join(kind.rsplit(' ', 1)), fontsize=8)
         for left, right, i in zip(line[::2], line[1::2], rows):
             left.imshow(films[i], cmap='gray', vmin=0, vmax=255 if np.asarray(films).dtype == np.uint8 else 1)
             draw_outline(left, truth[i], '#56B4E9')

@@ -372,7 +372,7 @@ def threshold_figure(film, # (H,W) uint8, or float in 0..1
     mask = point.cut(smooth[None])[0]
     # a fixed layout: the slider draws this at every move, and a constrained one takes twice as long
     fig, axes = plt.subplots(1, 4, figsize=(9, 2.5), gridspec_kw=dict(width_ratios=(1, 1.25, 1, 1.25), left=.01, right=.99, top=.8, bottom=.2, wspace=.14))
-    for ax, title in zip(axes, ('film', 'map', 'marked', None)):
+    for ax, title in zip(axes, ('film', 'map (score)', 'marked', None)):
         if title: ax.set_title(title, fontsize=9); ax.axis('off')
     for ax in axes[[0, 2]]: ax.imshow(film, cmap='gray', vmin=0, vmax=top); draw_outline(ax, truth, '#56B4E9')
     fig.colorbar(axes[1].imshow(smooth, cmap='magma', vmin=0, vmax=highest or float(map.max()) or 1.), ax=axes[1], shrink=.8)

@@ -187,11 +187,12 @@ def answers():
 
 
 def without_bars(outputs):
-    "Outputs but for progress bars that ran through, and what was written to stderr."
+    "Outputs but for progress bars that ran through, sliders that no kernel moves, and what was written to stderr."
     def bar(out):
         html = "".join(out.get("data", {}).get("text/html", ""))
         return "<progress" in html or html and not re.sub(r"<style.*?</style>|<[^>]*>|\s", "", html, flags=re.S)
-    return [o for o in outputs if not bar(o) and o.get("name") != "stderr"]
+    def slider(out): return re.match(r"[VH]?Box\(children=", "".join(out.get("data", {}).get("text/plain", "")))
+    return [o for o in outputs if not bar(o) and not slider(o) and o.get("name") != "stderr"]
 
 
 def quiet(cell):
@@ -250,10 +251,12 @@ def after():
 
 
 def polish(folder):
-    "In tables, an interval goes on a line of its own below its value."
+    "In tables, an interval goes on a line of its own below its value, and a long name may break where its words do."
+    def may_break(cell): return re.sub(r"(?<=\w)([_/|])(?=\w)(?![^<]*>)", r"\1<wbr>", cell[0])
     for path in Path(folder).rglob("*.html"):
         text = path.read_text()
         new = re.sub(r"(<td[^>]*>\s*-?\d[\d.]*) (\(-?[\d.]+ to -?[\d.]+\))", r'\1 <span class="interval">\2</span>', text)
+        new = re.sub(r"<(t[hd])\b[^>]*>.*?</\1>", may_break, new, flags=re.S)
         if new != text: path.write_text(new)
 
 
