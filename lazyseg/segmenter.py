@@ -239,9 +239,10 @@ def odd_about(known:KnownFilms, # or None
     for i, d in enumerate(far):
         reason = min(turned, key=lambda r: turned[r][i])
         back = turned[reason][i]
-        if back < min(FAR, TURNED*d): said.append([f'{reason}: set right, it would be {d/back:.1f} times nearer to the training films'])
-        elif d > FAR: said.append([f'{d:.2f} times as far from the training films as 99 of 100 ordinary ones: it may be another projection, another part of the body, or from films of another kind'])
-        else: said.append([])
+        ordinary = back < min(FAR, TURNED*d) # set right, it is one of them
+        said.append([])
+        if ordinary or FAR < d > 2*back: said[i].append(f'{reason}: set right, it would be {d/back:.1f} times nearer to the training films')
+        if d > FAR and not ordinary: said[i].append(f'{d:.2f} times as far from the training films as 99 of 100 ordinary ones: it may be another projection, another part of the body, or from films of another kind')
     return far, said
 
 # %% ../nbs/09_your_films.ipynb #dcfcfb23

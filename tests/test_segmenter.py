@@ -224,6 +224,17 @@ def test_a_turned_film_is_found_though_it_is_near(tmp_path):
         assert np.mean(found) > np.mean(far > S.FAR) - .02 and np.mean(found) > .9, (reason, np.mean(found), np.mean(far > S.FAR))
 
 
+def test_a_negative_of_another_kind_of_film_is_far_and_named():
+    films = lungs_like(200, 64, seed=4)
+    known = S.KnownFilms.of(films[:120], films[120:180])
+    others = (films[180:]*.8 + np.linspace(0, 50, 64)[:, None]).astype(np.uint8) # softer, and brighter below: no film of the training is
+    for asked, named in ((others, 0), (255 - others, 1)):
+        far, odd = S.odd_about(known, asked)
+        assert far.min() > S.FAR and all(any("times as far" in o for o in said) for said in odd)
+        assert np.mean([any("black and white" in o for o in said) for said in odd]) == named, far
+    assert not any("upside" in o or "side" in o for said in S.odd_about(known, others)[1] for o in said)
+
+
 def test_descriptions_are_turned_without_describing_anew():
     films = np.stack([FILM, lungs_like(1, 64, seed=2)[0]])
     turned = S.turnings(S.describe_films(films))
