@@ -634,7 +634,8 @@ def figure_benchmark(found:dict, metric:str='dice', mode:str=MODES[0]) -> plt.Fi
 def figure_maps(found:dict, disease:str, out:Path) -> plt.Figure:
     "Maps of every method on the same four test films, truth and mask outlined."
     kept = {n: np.load(project_root()/out/disease/slug(n)/'examples.npz') for n, m in found[disease].items() if 'failed' not in m}
-    kept = {n: kept[n] for n in wide_table({disease: found[disease]}).index if n in kept and n not in FLOORS}
+    order = [n for n in wide_table({disease: found[disease]}).index if n in kept]
+    kept = {n: kept[n] for n in order if n not in FLOORS} or {n: kept[n] for n in order}
     films = next(iter(kept.values()))
     fig, axes = plt.subplots(len(films['film']), len(kept) + 1, figsize=(1.05*len(kept) + 1.2, 4.6), layout='constrained', squeeze=False)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])

@@ -174,3 +174,8 @@ def test_the_floors_do_what_they_say():
     assert empty['dice']['value'] == 0 and empty['marked_healthy']['value'] == 0
     assert lungs['marked_healthy']['value'] == 1
     assert image_auroc(b.maps_of(b.fit_empty(films), films), films.table.diseased) == .5
+
+
+def test_floors_alone_have_a_table_and_pictures(tmp_path, monkeypatch):
+    found = run(tmp_path, monkeypatch, b.FLOORS[:1])
+    assert 'empty mask' in b.write_tables(found, tmp_path).read_text()
