@@ -10,8 +10,8 @@ __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 
            'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder',
            'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice',
            'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows', 'measure_method', 'slug', 'run_one',
-           'benchmark_settings', 'method_names', 'benchmark', 'long_table', 'wide_table', 'to_markdown', 'write_tables',
-           'figure_benchmark', 'figure_maps']
+           'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark', 'long_table', 'wide_table',
+           'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
 
 # %% ../nbs/06_baselines.ipynb #1a427b75
 import json, time
@@ -561,6 +561,13 @@ def benchmark(out:Path|str='reports/benchmark', # folder, from the project's roo
         write_tables(found, out) # after every disease, so that a long run can be looked at
     return found
 
+def kept_benchmark(out:Path|str='reports/benchmark', # folder, from the project's root
+                  ) -> dict: # disease -> method -> metrics
+    "What `benchmark` left; empty where it was not run."
+    read = [read_metrics(f.parent) for f in sorted((project_root()/out).glob('*/*/metrics.json'))]
+    found = {d: {m['settings']['method']: m for m in read if m['settings']['disease'] == d} for d in DISEASES}
+    return {d: methods for d, methods in found.items() if methods}
+
 # %% ../nbs/06_baselines.ipynb #1f6f905d
 FLOORS, CEILING = ('empty mask', 'lung mask'), 'supervised U-Net'
 
@@ -576,7 +583,7 @@ def wide_table(found:dict, metric:str='dice', mode:str=MODES[0]) -> pd.DataFrame
     "One metric of every method on every disease, floors first and the ceiling last; the last column is the training time."
     names = list(dict.fromkeys(name for methods in found.values() for name in methods))
     names = sorted(names, key=lambda n: (n not in FLOORS, n == CEILING))
-    cell = lambda m: 'did not train' if m is None or 'failed' in m else as_text(m['results'].get(mode, {}).get(metric))
+    cell = lambda m: 'not run' if m is None else 'did not train' if 'failed' in m else as_text(m['results'].get(mode, {}).get(metric))
     table = pd.DataFrame({d: {n: cell(found[d].get(n)) for n in names} for d in found}).loc[names]
     minutes = {n: [m['trained_seconds']/60 for d in found if (m := found[d].get(n)) and m.get('trained_seconds') is not None] for n in names}
     table['minutes to train'] = [f'{np.mean(minutes[n]):.1f}' if minutes[n] else '' for n in names]
