@@ -142,6 +142,7 @@ def open_films(source:Source, size:int, most:int) -> tuple: # (what `look_at_fil
     sample = Source(source.name, source.table.iloc[files.row[good]].reset_index(drop=True), credit=source.credit, load=source.load, root=source.root)
     return files, get_films(sample, size)
 
+# %% ../nbs/01a_audit.ipynb #3366b769
 def audit(source:Source, size:int=64, most:int=2000,
           draw:bool=True, # draw the page
          ) -> dict: # counts, labels, files, shortcuts (AUROC), pairs, faults

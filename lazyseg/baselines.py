@@ -128,6 +128,7 @@ def pixel_contrast(maps:np.ndarray, diseased:np.ndarray) -> float: # (N,H,W), (N
     "How often a pixel of a diseased film scores higher than one of a healthy film (AUROC): for maps that saturate everywhere."
     return pixel_auroc(maps, np.broadcast_to(np.asarray(diseased, bool)[:,None,None], maps.shape))
 
+# %% ../nbs/06_baselines.ipynb #17f216ef
 def blur(maps:Tensor, # (B,H,W)
          sigma:float, # pixels; 0 is none
         ) -> Tensor: # (B,H,W)
@@ -638,6 +639,7 @@ def figure_benchmark(found:dict, metric:str='dice', mode:str=MODES[0]) -> plt.Fi
     axes[0,0].invert_yaxis()
     return fig
 
+# %% ../nbs/06_baselines.ipynb #619bd848
 def figure_maps(found:dict, disease:str, out:Path) -> plt.Figure:
     "Maps of every method on the same four test films, truth and mask outlined."
     kept = {n: np.load(project_root()/out/disease/slug(n)/'examples.npz') for n, m in found[disease].items() if 'failed' not in m}

@@ -207,6 +207,7 @@ def official_split(table:pd.DataFrame, # with `split` and `patient`
                            "are in more than one part. Use split='patients'.")
     return split
 
+# %% ../nbs/01_data.ipynb #a88735f4
 def set_split(table:pd.DataFrame,
               split:str='auto', # 'auto': the table's own where it is clean, else by patient; 'official'; 'patients'
               valid:float=.2, test:float=.2, seed:int=0, # for the split by patient
@@ -252,6 +253,7 @@ def draw_shape(shape:dict, height:int, width:int) -> np.ndarray: # (height, widt
     # a pixel belongs to a shape when its middle does, and the middle of the first pixel is at 0.5
     return polygon2mask((height, width), corners[:, ::-1]*[height/h, width/w] - .5)
 
+# %% ../nbs/01_data.ipynb #e15cda69
 def draw_shapes(shapes:str|list, # JSON, or the list itself
                 height:int, width:int, # of the film
                ) -> np.ndarray: # (height, width) bool
@@ -334,6 +336,7 @@ def nih_boxes(path, finding): # NIH's BBox_List_2017.csv; its 'Infiltrate' is th
     csv = read_csv(path)
     return _gather(_boxes(csv, 'Image Index', lambda r: r['Finding Label'].replace('Infiltrate', 'Infiltration'), csv.columns[2:6], [1024, 1024]), finding)
 
+# %% ../nbs/01_data.ipynb #5467df76
 def rsna_boxes(path, finding='Pneumonia'): # RSNA's stage_2_train_labels.csv, with stage_2_detailed_class_info.csv beside it where there
     "The boxes of the RSNA Pneumonia Challenge."
     csv, detail = read_csv(path), Path(path).with_name('stage_2_detailed_class_info.csv')
@@ -370,6 +373,7 @@ def siim_masks(path, finding='Pneumothorax'): # SIIM-ACR's train-rle.csv: ImageI
 
 TRUTHS = dict(nih=nih_boxes, rsna=rsna_boxes, vindr=vindr_boxes, chestxdet=chestxdet_polygons, chexlocalize=chexlocalize_runs, siim=siim_masks)
 
+# %% ../nbs/01_data.ipynb #0943670f
 def read_truth(kind:str, # one of TRUTHS
                path:str|Path, finding:str) -> dict: # {film: (labels, shapes of the finding)}
     "A truth file as published; what is not one is named."
@@ -390,6 +394,7 @@ def only_one(what:str, names:pd.Series, wanted:set):
     twice = names[names.duplicated() & names.isin(wanted)]
     if len(twice): raise LazysegError(f"Two {what} are named {twice.iloc[0]!r}: which truth belongs to which film can't be told. Rename one, or name the masks in a table.")
 
+# %% ../nbs/01_data.ipynb #6bfcda8b
 def add_truth(table:pd.DataFrame, # with `path`
               kind:str, # one of TRUTHS, or 'masks': a folder of mask pictures named like the films
               data:str|Path, # the file, or the folder of masks
@@ -495,6 +500,7 @@ def check_patients(table:pd.DataFrame) -> pd.DataFrame:
     warnings.warn("No column for 'patient': every film is taken for a patient of its own. If patients have several films, name the column.")
     return table.assign(patient=table.path.astype(str))
 
+# %% ../nbs/01_data.ipynb #508db7bc
 def load_row(row, # a row of a source's table
              root:Path=Path('.'), # what relative paths start from
             ) -> dict: # film (H, W) float 0..1; truth, lungs (H, W) bool where known
@@ -518,6 +524,7 @@ def stored_shape(path:Path, film:np.ndarray) -> tuple: # (height, width)
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=['Rows','Columns'])
     return int(header.Rows), int(header.Columns)
 
+# %% ../nbs/01_data.ipynb #12aee5f9
 def make_source(name:str, table:pd.DataFrame, root:Path, credit:str='', **how) -> Source:
     "A source of films that lie under one folder."
     return Source(name, finish_table(table, **how), credit=credit, load=partial(load_row, root=Path(root)), root=Path(root))
@@ -591,6 +598,7 @@ def nih_table(csv:str|Path, # sample_labels.csv, Data_Entry_2017.csv or Data_Ent
     if 'split' in table and table.split.isna().any(): raise LazysegError(f"{int(table.split.isna().sum())} films of {csv} are in neither official list.")
     return table[[c for c in ('path','labels','patient','age','sex','view','split') if c in table]]
 
+# %% ../nbs/01_data.ipynb #b2917c03
 def nih_source(data=None, # folder of the films, with the label table in it; fetched through kagglehub when None
                labels:str|Path=None, # the label table, where it lies elsewhere
                credit:str=NIH_CREDIT, missing:str='skip', # films of the table that are not there: 'skip', said aloud, or 'stop'
@@ -796,6 +804,7 @@ def own_aspect(source:Source, rows:pd.DataFrame) -> float:
         found.append(width/height)
     return float(np.median(found)) if found else 1.
 
+# %% ../nbs/01_data.ipynb #5d1edd4c
 def get_films(source:Source, # from `get_source`
               size:int, # height in pixels, a multiple of 8
               aspect:float|None=1.0, # width through height; the films' own (their median) when None
@@ -842,6 +851,7 @@ def lung_counts(films:Films) -> dict: # {mask: films, network: films, version}, 
     counts = {str(k): int(v) for k, v in films.table.lungs_from.value_counts().items() if k}
     return counts | (dict(version=lungs_version()) if 'network' in counts else {})
 
+# %% ../nbs/01_data.ipynb #6e43dd22
 def read_all(source:Source, height:int, width:int, how:dict) -> dict:
     "Films of a source that is kept nowhere: read into memory."
     read = [source.read(r, height, width, **how) for r in progress(list(source.table.itertuples(index=False)), text='reading films')]

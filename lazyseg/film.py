@@ -34,6 +34,7 @@ def deep_grey(image:Image.Image, # of more than 8 bits
     grey /= full_scale(values)
     return grey
 
+# %% ../nbs/00a_film.ipynb #bf23164b
 def to_grey(image:Image.Image, # an opened picture
            ) -> np.ndarray: # (H, W) float32, 0..1
     "A picture of any mode as brightness; transparency is laid over black, EXIF rotation is applied."
@@ -268,6 +269,7 @@ def lung_edges(lung:np.ndarray, # (H, W) bool, one lung
     smooth = lambda edge: ndimage.gaussian_filter1d(np.interp(at, rows + .5, edge), 1)
     return smooth(left), smooth(right), rows[0], rows[-1] + 1
 
+# %% ../nbs/00a_film.ipynb #79254971
 def pull_grid(lungs:np.ndarray, # (H, W) bool
               height:int, width:int, # of the view
              ) -> np.ndarray: # (2, height, width): the row and column of the film that each pixel shows
@@ -314,6 +316,7 @@ def make_view(parts:dict, # film (H, W) float 0..1; truth and lungs (H, W) bool 
         for name in out: out[name][hidden] = 0
     return out
 
+# %% ../nbs/00a_film.ipynb #d87a7aa9
 def follow(image:np.ndarray, # (H, W)
            grid:np.ndarray, # (2, h, w) rows and columns of the image
           ) -> np.ndarray: # (h, w) float32

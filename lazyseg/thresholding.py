@@ -242,6 +242,7 @@ def threshold_for_dice(scores, # (N,H,W) scores of outlined validation films wit
         for area in np.atleast_1d(min_area): best = max(best, _best_cut(replace(point, min_area=int(area)), smooth, truth[use]), key=lambda b: b[0])
     return best[1]
 
+# %% ../nbs/04_thresholding.ipynb #fb3d4dce
 def _best_cut(point, smooth, truth): # -> (mean Dice, the operating point with the threshold that gave it)
     steps, area = score_steps(smooth, 256 if point.min_area < 2 else 48), truth.sum((1,2))[:,None]
     if point.min_area < 2: hit, other = count_above(smooth, truth, steps)
@@ -407,6 +408,7 @@ def threshold_slider(film, # (H,W) or (N,H,W) uint8, or float in 0..1
     draw()
     return box
 
+# %% ../nbs/04_thresholding.ipynb #b9da2c88
 def _png(fig): # the bytes of a figure, which is closed
     import matplotlib.pyplot as plt
     plt.close(fig) # pyplot forgets it; it can still be saved
