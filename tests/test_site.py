@@ -92,3 +92,10 @@ def test_search_finds_what_a_reader_types(site, page):
     found = "[...document.querySelectorAll('.smalldocs-search-results a')].map(a => a.getAttribute('href'))"
     links = wait_for(lambda: page.js(found), 30, "what the search found")
     assert any("04_thresholding" in link for link in links)
+    light = """(e => { const c = getComputedStyle(e).color.match(/[\\d.]+/g).slice(0, 3).reduce((a, b) => a + +b, 0);
+      let p = e; while (getComputedStyle(p).backgroundColor == 'rgba(0, 0, 0, 0)') p = p.parentElement;
+      return Math.abs(c - getComputedStyle(p).backgroundColor.match(/[\\d.]+/g).slice(0, 3).reduce((a, b) => a + +b, 0)) })"""
+    faint = page.js(f"[...document.querySelectorAll('.smalldocs-search-results a *')].filter(e => e.innerText && {light}(e) < 300).map(e => e.innerText)")
+    assert faint == [], "what was found can't be read"
+    page.click(".smalldocs-search-results a")
+    wait_for(lambda: page.js("location.pathname") == "/" + links[0].removeprefix("./").partition("#")[0], 30, "the page that was found")
