@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'ROW', 'COMMANDS', 'CODES', 'say', 'bar', 'answer', 'train', 'headline', 'headline_of', 'options_train',
-           'FromHere', 'add_run', 'add_source', 'run_train', 'sweep_lines', 'run_lines', 'options_sweep', 'run_sweep',
-           'options_report', 'run_report', 'film_key', 'film_names', 'name_fault', 'read_rows', 'write_rows',
-           'write_result', 'segment_batch', 'say_warnings', 'check_model', 'segment', 'options_segment', 'run_segment',
-           'evaluate', 'options_evaluate', 'run_evaluate', 'write_json', 'audit', 'options_audit', 'run_audit',
-           'write_phantom', 'options_phantom', 'run_phantom', 'parser', 'main']
+           'FromHere', 'add_run', 'add_bad', 'add_source', 'run_train', 'sweep_lines', 'run_lines', 'options_sweep',
+           'run_sweep', 'options_report', 'run_report', 'film_key', 'film_names', 'name_fault', 'read_rows',
+           'write_rows', 'write_result', 'segment_batch', 'say_warnings', 'check_model', 'segment', 'options_segment',
+           'run_segment', 'evaluate', 'options_evaluate', 'run_evaluate', 'write_json', 'audit', 'options_audit',
+           'run_audit', 'write_phantom', 'options_phantom', 'run_phantom', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #42c5246e
 import argparse, csv, hashlib, json, math, os, re, shlex, subprocess, sys
@@ -105,8 +105,11 @@ def add_run(p, one_size=True):
     else: p.add_argument('--sizes', nargs='*', default=[], help='heights of the films; none: 64 and 128, or 32 for the profile smoke')
     p.add_argument('--epochs', type=int, default=0, help="passes over the films; 0: the profile's")
     p.add_argument('--lung-masks', default='auto', help="auto: a film's own lung mask, else the network's, where the view needs one; given: own masks alone; all: also where the view needs none")
+    add_bad(p)
     p.add_argument('--credit', default='', help='whose films these are and under which licence')
     p.add_argument('--no-pictures', dest='pictures', action='store_false', help='leave out pictures of the films')
+
+def add_bad(p): p.add_argument('--bad', default='stop', choices=('stop', 'skip'), help="a film that can't be read, or on which no lungs are found: stop, or skip it")
 
 def add_source(p):
     "The options that name a set of films."
@@ -365,20 +368,22 @@ def run_segment(json=False, quiet=False, **given):
 # %% ../nbs/cli.ipynb #c1a0ac6a
 def evaluate(model, source='phantom', data='', where='', disease='', # as for `train`; the model's own disease when empty
              split='test', # train, valid, test or all
+             bad='stop', # a film that can't be read, or on which no lungs are found: 'stop', or 'skip' it
              films:int=200, # phantom films a class
              seed:int=None, # of the phantom's films and of a split by patients; None: what keeps the model's training films out of the test
             ) -> dict: # {model, films, credit, results}
     "Measure a model on films with labels."
     import numpy as np
-    from lazyseg.data import get_films, get_source
+    from lazyseg.data import get_source
     from lazyseg.evaluation import evaluate as measure_all
+    from lazyseg.runs import get_films_aloud
     from lazyseg.segmenter import FAR, Segmenter
     from lazyseg.thresholding import OperatingPoint
     segmenter = Segmenter.load(model)
     about, (h, w) = segmenter.about, segmenter.size
     if seed is None: seed = about['seed'] + (source == 'phantom') # other phantoms than the training's; of films on disk, the training's own split
     how = dict(n=films) if source == 'phantom' else dict(data=data or None, where=where or None)
-    found = get_films(get_source(source, disease=disease or about['disease'], seed=seed, **how), h, w/h, view=about['view'])
+    found = get_films_aloud(get_source(source, disease=disease or about['disease'], seed=seed, **how), h, w/h, view=about['view'], bad=bad, say=say)
     if split != 'all': found = found.split(split)
     sick = found.table.diseased.to_numpy(bool)
     if sick.all() or not sick.any(): raise LazysegError(f"The films hold {int(sick.sum())} diseased and {int((~sick).sum())} healthy ones; both are needed. Try --split all.")
@@ -395,6 +400,7 @@ def options_evaluate(p):
     add_source(p)
     p.add_argument('--disease', default='', help="the label that diseased films carry; the model's own when not given")
     p.add_argument('--split', default='test', choices=('train', 'valid', 'test', 'all'), help='which of the films')
+    add_bad(p)
     p.add_argument('--films', type=int, default=200, help='phantom films a class')
     p.add_argument('--seed', type=int, help="of the phantom films, of a split by patients, of the intervals; when not given, one that keeps the model's training films out of its test")
     p.add_argument('-o', '--out', help='file to write the numbers to, as JSON')

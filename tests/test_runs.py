@@ -9,6 +9,7 @@ nbformat = pytest.importorskip("nbformat")
 
 from lazyseg.cli import main, train
 from lazyseg.core import LazysegError, project_root
+from lazyseg.runs import already_there, check_settings, write_metrics
 
 pytestmark = pytest.mark.dev
 NOTEBOOK = project_root() / "nbs" / "train.ipynb"
@@ -31,6 +32,14 @@ def test_a_run_leaves_report_figures_numbers_and_model(smoke):
     assert {"empty mask", "lung mask", "lazyseg, label-only", "lazyseg, few outlined films"} <= set(metrics["results"])
     assert metrics["results"]["empty mask"]["dice"]["value"] == 0
     assert metrics["versions"]["torch"] and metrics["seconds"] > 0 and "CC BY" in metrics["credit"]
+
+
+def test_a_kept_run_is_one_with_the_same_settings_both_ways(tmp_path):
+    "What one run wrote down and the other does not, since it is usual, still tells them apart."
+    usual, skips = (check_settings(profile="smoke", out=str(tmp_path), **more) for more in ({}, dict(bad="skip")))
+    for there, other in ((usual, skips), (skips, usual)):
+        write_metrics(there.folder, dict(settings=there.recorded()))
+        assert already_there(there) and not already_there(other)
 
 
 def test_another_seed_gives_other_weights(smoke, tmp_path):
