@@ -192,7 +192,12 @@ def without_bars(outputs):
         html = "".join(out.get("data", {}).get("text/html", ""))
         return "<progress" in html or html and not re.sub(r"<style.*?</style>|<[^>]*>|\s", "", html, flags=re.S)
     def slider(out): return re.match(r"[VH]?Box\(children=", "".join(out.get("data", {}).get("text/plain", "")))
-    return [o for o in outputs if not bar(o) and not slider(o) and o.get("name") != "stderr"]
+    kept = []
+    for o in outputs:
+        if bar(o) or slider(o) or o.get("name") == "stderr": continue
+        if o["output_type"] == "stream" and kept and kept[-1]["output_type"] == "stream": kept[-1]["text"] += o["text"] # what was printed bit by bit stands together
+        else: kept.append(o)
+    return kept
 
 
 def quiet(cell):
