@@ -109,7 +109,9 @@ def add_run(p, one_size=True):
     p.add_argument('--credit', default='', help='whose films these are and under which licence')
     p.add_argument('--no-pictures', dest='pictures', action='store_false', help='leave out pictures of the films')
 
-def add_bad(p): p.add_argument('--bad', default='stop', choices=('stop', 'skip'), help="a film that can't be read, or on which no lungs are found: stop, or skip it")
+def add_bad(p):
+    "What to do with a film that can't be used."
+    p.add_argument('--bad', default='stop', choices=('stop', 'skip'), help="a film that can't be read, or on which no lungs are found: stop, or skip it")
 
 def add_source(p):
     "The options that name a set of films."
