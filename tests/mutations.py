@@ -73,7 +73,7 @@ FAULTS = [
     ('a kept model has another threshold', 'segmenter', "operating_point=self.point.to_dict()", "operating_point=replace(self.point, threshold=.5).to_dict()", S + 'test_what_is_saved_comes_back_to_the_bit'),
     ('a kept calibration is not applied', 'segmenter', "if self.calibration is not None: scores = self.calibration(scores)", "", S + 'test_a_calibration_and_metrics_are_kept'),
     ('a SEG object is upside down', 'segmenter', "[source], mask[None].astype(np.uint8)", "[source], mask[None, ::-1].astype(np.uint8)", S + 'test_dicom_seg_refers_to_its_film_and_validates'),
-    ('no film is too far', 'segmenter', "elif d > FAR: said.append", "elif False: said.append", S + 'test_ordinary_films_get_no_warning_and_others_do'),
+    ('no film is too far', 'segmenter', "if d > FAR and not ordinary: said[i].append", "if False: said[i].append", S + 'test_a_negative_of_another_kind_of_film_is_far_and_named'),
     ('two diseases change places in the labels', 'panel', "m.astype(np.uint8) << k", "m.astype(np.uint8) << (len(self.masks) - 1 - k)", L + 'test_every_disease_has_its_bit_and_its_state'),
     ('present and absent change places', 'panel', "np.where(probability >= self.high, PRESENT, np.where(probability < self.low, ABSENT, UNSURE))", "np.where(probability >= self.high, ABSENT, np.where(probability < self.low, PRESENT, UNSURE))", L + 'test_every_disease_has_its_bit_and_its_state'),
     # training
