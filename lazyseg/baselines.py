@@ -565,8 +565,8 @@ def benchmark(out:Path|str='reports/benchmark', # folder, from the project's roo
 def kept_benchmark(out:Path|str='reports/benchmark', # folder, from the project's root
                   ) -> dict: # disease -> method -> metrics
     "What `benchmark` left; empty where it was not run."
-    read = [read_metrics(f.parent) for f in sorted((project_root()/out).glob('*/*/metrics.json'))]
-    found = {d: {m['settings']['method']: m for m in read if m['settings']['disease'] == d} for d in DISEASES}
+    names, folder = method_names('method', 'all'), project_root()/out
+    found = {d: {n: read_metrics(folder/d/slug(n)) for n in names if (folder/d/slug(n)/'metrics.json').is_file()} for d in DISEASES}
     return {d: methods for d, methods in found.items() if methods}
 
 # %% ../nbs/06_baselines.ipynb #1f6f905d
