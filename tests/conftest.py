@@ -85,7 +85,13 @@ class Chromium:
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=0 if kind == "mouseReleased" else 1, clickCount=1)
 
     def middle(self, selector):
-        return self.js(f"(()=>{{const b = document.querySelector('{selector}').getBoundingClientRect(); return [b.x+b.width/2, b.y+b.height/2]}})()")
+        "Where it lies once it lies still: on a busy machine a page is laid out long after its window has changed."
+        where = f"(()=>{{const b = document.querySelector('{selector}').getBoundingClientRect(); return [b.x+b.width/2, b.y+b.height/2]}})()"
+        def still():
+            before = self.js(where)
+            self.js("new Promise(done => requestAnimationFrame(() => setTimeout(done, 300)))")
+            return before == self.js(where) and before
+        return wait_for(still, 60, f"a place where {selector} stays")
 
     def click(self, selector):
         for kind in ("mousePressed", "mouseReleased"): self.mouse(kind, *self.middle(selector))

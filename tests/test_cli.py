@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +125,11 @@ def test_ctrl_c_keeps_what_is_done(films, kept, tmp_path, monkeypatch, capsys):
     assert "20 of 20 films marked (16 from an earlier call)" in capsys.readouterr().out
 
 
+HEARS_CTRL_C = partial(signal.signal, signal.SIGINT, signal.SIG_DFL) # what a shell starts in the background would not
+
+
 def test_a_real_ctrl_c_is_code_130(tmp_path):
-    ran = subprocess.Popen([*START, "phantom", "-n", "500", "--size", "32", "-o", str(tmp_path / "ph")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    ran = subprocess.Popen([*START, "phantom", "-n", "500", "--size", "32", "-o", str(tmp_path / "ph")], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=HEARS_CTRL_C)
     end = time.monotonic() + 240
     while not list(tmp_path.glob("ph/films/*.png")) and time.monotonic() < end and ran.poll() is None: time.sleep(.2)
     ran.send_signal(signal.SIGINT)
@@ -138,7 +142,7 @@ def test_a_real_ctrl_c_while_films_are_marked_breaks_nothing(kept, tmp_path, cap
     films, out = tmp_path / "films", tmp_path / "out"
     films.mkdir()
     for i, film in enumerate(lungs_like(200, 48)): Image.fromarray(film).save(films / f"{i}.png")
-    ran = subprocess.Popen([*START, "segment", films, "-m", kept, "-o", out], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    ran = subprocess.Popen([*START, "segment", films, "-m", kept, "-o", out], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=HEARS_CTRL_C)
     end = time.monotonic() + 240
     while not list(out.glob("overlays/*.png")) and time.monotonic() < end and ran.poll() is None: time.sleep(.01)
     ran.send_signal(signal.SIGINT)
