@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIRST', 'TRUSTING', 'VARIANTS', 'PANELS', 'watch_validation', 'Diary', 'try_variant', 'examples', 'ablation_runs',
-           'ablation_table', 'ablate', 'figure_diary', 'kept_diaries']
+           'ablation_table', 'run_folder', 'ablate', 'figure_diary', 'kept_diaries']
 
 # %% ../nbs/03a_ablation.ipynb #3ad5db04
 import json
@@ -90,12 +90,13 @@ def try_variant(films, # `Films` with splits train and valid
                 variant:str, # one of `VARIANTS`
                 profile:str='cpu', seed:int=0,
                 every:int=4, # epochs between two looks at the validation films
+                epochs:int=0, # passes over the larger domain; 0: the profile's
                ) -> tuple[dict, dict]: # settings, diary, result, costs, seconds; arrays of four example films
     "Train one variant and measure it on validation films."
     question, row, changes = VARIANTS[one_of('variant', variant, VARIANTS)]
     diary = Diary(films.split('valid'), every)
-    scorer = fit_method(films, row, profile, seed, cbs=[diary], **changes)
-    found = dict(settings=dict(variant=variant, question=question, method=row, changes=changes, profile=profile, seed=seed),
+    scorer = fit_method(films, row, profile, seed, epochs, cbs=[diary], **changes)
+    found = dict(settings=dict(variant=variant, question=question, method=row, changes=changes, profile=profile, seed=seed, epochs=len(scorer.learn.costs.epochs)),
                 result=watch_validation(scorer, films.split('valid')), diary=diary.entries, costs=scorer.learn.costs.epochs,
                 seconds=round(scorer.trained_seconds, 1))
     return found, examples(scorer, films.split('valid'))
@@ -111,13 +112,13 @@ def examples(scorer, films, # with truth
 
 # %% ../nbs/03a_ablation.ipynb #fc52baae
 def ablation_runs(folder='reports/ablation', # from the project's root
-                 ) -> pd.DataFrame: # a row a run: disease, variant, seed, the numbers of `watch_validation`, minutes
+                 ) -> pd.DataFrame: # a row a run: disease, variant, seed, epochs, the numbers of `watch_validation`, minutes
     "All runs that are kept, in the order of `VARIANTS`."
     rows = []
     for file in sorted((project_root()/folder).glob('*/*/metrics.json')):
         kept = json.loads(file.read_text())
         numbers = {k: v for k, v in kept['result'].items() if k != 'label_only'}
-        rows.append(dict(disease=kept['disease'], variant=kept['settings']['variant'], seed=kept['settings']['seed'], **numbers,
+        rows.append(dict(disease=kept['disease'], variant=kept['settings']['variant'], seed=kept['settings']['seed'], epochs=len(kept['costs']), **numbers,
                          minutes=kept['seconds']/60, **{f'label_only_{k}': v for k, v in kept['result']['label_only'].items()}))
     if not rows: raise LazysegError(f"No runs under {project_root()/folder}. Make them with: make ablation")
     order = {v: i for i, v in enumerate(VARIANTS)}
@@ -126,16 +127,20 @@ def ablation_runs(folder='reports/ablation', # from the project's root
 # %% ../nbs/03a_ablation.ipynb #867b1e9f
 def ablation_table(runs:pd.DataFrame, # from `ablation_runs`
                    columns=('pixel_ap', 'best_dice', 'dice', 'image_auroc', 'marked_healthy'),
-                  ) -> pd.DataFrame: # a row a disease and variant: mean over seeds, and the range where there are several
+                  ) -> pd.DataFrame: # a row a disease, length and variant: mean over seeds, and the range where there are several
     "One line a variant, text."
     def cell(x, digits): return f'{x.mean():.{digits}f}' + (f' ({x.min():.{digits}f} to {x.max():.{digits}f})' if len(x) > 1 else '')
-    grouped = runs.groupby(['disease', 'variant'], sort=False)
+    grouped = runs.groupby(['disease', 'epochs', 'variant'], sort=False)
     table = pd.DataFrame({c: grouped[c].apply(cell, digits=4 if c == 'marked_healthy' else 2) for c in columns})
     return table.assign(seeds=grouped.size())
 
 # %% ../nbs/03a_ablation.ipynb #a21da624
+def run_folder(disease:str, variant:str, seed:int=0, epochs:int=0, out:str='reports/ablation') -> Path:
+    "Where a run is kept; one of another length than the profile's says so in its name."
+    return project_root()/out/disease/(f'{one_of("variant", variant, VARIANTS).replace(" ", "-")}-{seed}' + (f'-{epochs}-epochs' if epochs else ''))
+
 def ablate(diseases=('pneumonia',), # of the phantom
-           variants=tuple(VARIANTS), seeds=(0,), profile:str='cpu',
+           variants=tuple(VARIANTS), seeds=(0,), profile:str='cpu', epochs:int=0, # passes over the larger domain; 0: the profile's
            out:str='reports/ablation', # from the project's root
           ) -> pd.DataFrame: # see `ablation_runs`
     "Run `nbs/ablate.ipynb` with papermill for every combination, and write the table to `out`/table.csv."
@@ -144,11 +149,11 @@ def ablate(diseases=('pneumonia',), # of the phantom
     for disease in diseases:
         for seed in seeds:
             for variant in variants:
-                folder = root/out/disease/f'{one_of("variant", variant, VARIANTS).replace(" ", "-")}-{seed}'
+                folder = run_folder(disease, variant, seed, epochs, out)
                 if (folder/'metrics.json').is_file(): continue
                 folder.mkdir(parents=True, exist_ok=True)
                 papermill.execute_notebook(str(root/'nbs'/'ablate.ipynb'), str(folder/'ablate.ipynb'), cwd=str(root), kernel_name='python3',
-                    parameters=dict(disease=disease, variant=variant, seed=seed, profile=profile, out=out), progress_bar=False)
+                    parameters=dict(disease=disease, variant=variant, seed=seed, profile=profile, epochs=epochs, out=out), progress_bar=False)
                 forget_place(folder/'ablate.ipynb')
                 print(f'{disease}, {variant}, seed {seed}: done', flush=True)
     runs = ablation_runs(out)

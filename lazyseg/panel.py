@@ -489,9 +489,9 @@ def load_model(folder, device=None): # a `Panel` or a `Segmenter`
     return (Panel if (Path(folder).expanduser()/'panel.json').is_file() else Segmenter).load(folder, device)
 
 # %% ../nbs/08_several_diseases.ipynb #0b37868e
-PANELS = { # what a training of a panel costs; the networks are small, so that the whole panel is
+PANELS = { # what a training of a panel costs: nine networks, so less of each
     'smoke': dict(size=32, films=200, steps=6, epochs=1, width=8, critic_width=8),
-    'cpu': dict(size=64, films=3500, steps=1000, epochs=10, width=8, critic_width=16),
+    'cpu': dict(size=64, films=3500, steps=1600, epochs=10, width=16, critic_width=32),
     'gpu': dict(size=128, films=10_000, steps=20_000, epochs=20, width=16, critic_width=32),
 }
 
