@@ -7,8 +7,8 @@ __all__ = ['WAYS', 'ABSENT', 'UNSURE', 'PRESENT', 'STATES', 'RULES', 'COLOURS', 
            'several_films', 'one_disease', 'diagnosis_net', 'Diagnosis', 'calibrate_diagnosis', 'fit_diagnosis',
            'calibration_error', 'with_interval', 'draws_of', 'measure_diagnosis', 'cross_diagnose', 'count_marks',
            'mark_draws', 'measure_marks', 'compare_marks', 'settle', 'choose_rule', 'Diagnosed', 'Panel', 'palette',
-           'label_picture', 'halved', 'net_width', 'panel_card', 'read_panel', 'load_model', 'fit_one', 'marks_of',
-           'make_panel', 'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'figure_confusion', 'explore_panel']
+           'label_picture', 'net_width', 'panel_card', 'read_panel', 'load_model', 'fit_one', 'marks_of', 'make_panel',
+           'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'figure_confusion', 'explore_panel']
 
 # %% ../nbs/08_several_diseases.ipynb #f4c2be2a
 import copy, hashlib, json
@@ -398,22 +398,14 @@ def label_picture(result:Diagnosed) -> Image.Image:
     picture.putpalette(palette())
     return picture
 
-# %% ../nbs/08_several_diseases.ipynb #b5d5ed56
+# %% ../nbs/08_several_diseases.ipynb #ef8c30d9
 PANEL_FORMAT = 1 # of the folder; raise it when an older lazyseg could not read it rightly
 
-def halved(segmenter:Segmenter) -> Segmenter:
-    "The same with weights of 16 bits: half the size on disk."
-    scorer = copy.copy(segmenter.scorer)
-    for part in ('pupil', 'generator'):
-        if hasattr(scorer, part): setattr(scorer, part, copy.deepcopy(getattr(scorer, part)).half())
-    return replace(segmenter, scorer=scorer, known=None, metrics=None)
-
-# %% ../nbs/08_several_diseases.ipynb #ef8c30d9
 @patch
 def save(self:Panel, folder:str|Path) -> Path:
     "Write the panel's folder: a model folder for each disease, the diagnosis, and panel.json last."
     folder, d = Path(folder), self.diagnosis
-    for name, s in self.segmenters.items(): halved(s).save(folder/name)
+    for name, s in self.segmenters.items(): s.save(folder/name)
     numbers = {f'net.{k}': v.detach().cpu().contiguous() for k, v in copy.deepcopy(d.model).half().state_dict().items()}
     numbers |= {f'limits.{k}': torch.as_tensor(np.asarray(getattr(d, k), np.float64)) for k in ('slope', 'shift', 'low', 'high')}
     if self.known is not None: numbers |= {f'known.{k}': torch.as_tensor(np.asarray(v, np.float32)) for k, v in vars(self.known).items()}

@@ -6,9 +6,10 @@
 __all__ = ['BAND', 'FILM_MODALITIES', 'BANDS', 'GROUPS', 'FAR', 'TURNED', 'ORANGE', 'FORMAT', 'NOTE', 'CARD_ROWS', 'BIGGEST_FILE',
            'NETWORK', 'KNOWN', 'FINDINGS', 'MUST_HAVE', 'SHOWN', 'push_back', 'Place', 'as_grey', 'is_coloured',
            'is_dicom', 'file_notes', 'is_film', 'list_films', 'describe_films', 'KnownFilms', 'turnings', 'odd_about',
-           'Segmented', 'shrink', 'draw_mask', 'Segmenter', 'sha256', 'card_numbers', 'as_interval', 'model_card',
-           'read_json', 'check_fields', 'read_settings', 'read_numbers', 'fill_network', 'build_scorer', 'take_numbers',
-           'build_rest', 'save_dicom_seg', 'complete', 'hub_class', 'panel', 'colours', 'as_png', 'Explorer', 'explore']
+           'Segmented', 'shrink', 'draw_mask', 'Segmenter', 'sha256', 'narrowed', 'card_numbers', 'as_interval',
+           'model_card', 'read_json', 'check_fields', 'read_settings', 'read_numbers', 'fill_network', 'build_scorer',
+           'take_numbers', 'build_rest', 'save_dicom_seg', 'complete', 'hub_class', 'panel', 'colours', 'as_png',
+           'Explorer', 'explore']
 
 # %% ../nbs/09_your_films.ipynb #53e9d8db
 import hashlib, io, json, os, re, time
@@ -425,13 +426,18 @@ def sha256(path:Path) -> str:
         while piece := f.read(1 << 20): found.update(piece)
     return found.hexdigest()
 
+def narrowed(numbers:Tensor) -> Tensor:
+    "With 16 bits, where these hold every number exactly, as they do after `round_weights`."
+    half = numbers.half() if numbers.is_floating_point() else numbers
+    return half if torch.equal(half.to(numbers), numbers) else numbers
+
 @patch
 def save(self:Segmenter, folder:str|Path, # made where it is not there
         ) -> Path:
     "Write the model's folder, each file whole or not at all, the settings last."
     folder, nets = Path(folder), dict(generator=self.scorer.generator)
     if hasattr(self.scorer, 'pupil'): nets['pupil'] = self.scorer.pupil
-    weights = {f'{part}.{k}': v.detach().cpu().contiguous() for part, net in nets.items() for k, v in net.state_dict().items()}
+    weights = {f'{part}.{k}': narrowed(v.detach().cpu()).contiguous() for part, net in nets.items() for k, v in net.state_dict().items()}
     if self.calibration is not None: weights |= {f'calibration.{k}': torch.from_numpy(np.ascontiguousarray(v)) for k, v in vars(self.calibration).items()}
     files = {'weights.safetensors': weights}
     if self.known is not None: files['known.safetensors'] = {k: torch.as_tensor(np.asarray(v, np.float32)) for k, v in vars(self.known).items()}

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'visible', 'haze', 'judge',
            'Billed', 'bill', 'Side', 'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs',
            'Pace', 'Watch', 'schedule', 'get_learner', 'same_choices', 'read_state', 'save_state', 'Checkpoint',
-           'fingerprint', 'fit_method', 'second_stage']
+           'fingerprint', 'round_weights', 'fit_method', 'second_stage']
 
 # %% ../nbs/03_training.ipynb #e0db7164
 import copy, hashlib, io, json, math, time
@@ -398,6 +398,13 @@ def fingerprint(films) -> str:
     rows = films.table[['path', 'diseased', 'split']].to_csv(index=False).encode()
     return hashlib.sha256(rows + np.ascontiguousarray(films.film[:64]).tobytes() + str(films.film.shape).encode()).hexdigest()[:16]
 
+# %% ../nbs/03_training.ipynb #f4916ecd
+def round_weights(net:nn.Module) -> nn.Module: # the same one
+    "Round weights to what 16 bits hold; the few that are too large for that stay as they are."
+    for v in net.state_dict().values():
+        if v.is_floating_point(): v.copy_(torch.where(v.half().isfinite(), v.half().to(v), v))
+    return net
+
 # %% ../nbs/03_training.ipynb #1ddb689a
 def fit_method(films, # `Films` with splits train and valid
                method_name:str='lazyseg', # a row of `METHODS`
@@ -423,6 +430,7 @@ def fit_method(films, # `Films` with splits train and valid
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
     steps = round(m.exercises * epochs * len(dls.train))
     if steps: scorer = second_stage(scorer, films, steps, m, seed, folder, run)
+    for net in {scorer.generator, getattr(scorer, 'pupil', scorer.generator)}: round_weights(net)
     earlier = (kept.earlier if kept else 0.) + getattr(scorer, 'earlier', 0.)
     scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started
     return scorer
