@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .cli import train
+from .cli import find_notebook, run_notebook, train
 from .core import LazysegError, forget_place, one_of, project_root, whole_file
 from .data import Films, Source
 from .film import resize, to_bytes
@@ -318,16 +318,11 @@ def run_all(plan:list, # from `plan_runs`
 def run_report(source:str='phantom', out:str='reports', diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(64, 128), pictures:bool=True,
                progress:bool=False) -> Path: # the executed notebook
     "Run `nbs/report.ipynb` over what the runs left. Needs papermill and a checkout."
-    notebook, folder = project_root()/'nbs'/'report.ipynb', project_root()/Path(out).expanduser()/source
-    if not notebook.is_file(): raise LazysegError(f"There is no {notebook}. A report is a notebook of the project: work in a checkout of lazyseg.")
-    try: import papermill
-    except ImportError as e: raise LazysegError("A report needs papermill. Install it: pip install 'lazyseg[lab]'.") from e
+    notebook, folder = find_notebook('report.ipynb'), project_root()/Path(out).expanduser()/source
     given = dict(source=source, out=str(out), pictures=pictures, **{k: ' '.join(map(str, v)) for k, v in dict(diseases=diseases, methods=methods, sizes=sizes).items()})
     folder.mkdir(parents=True, exist_ok=True)
     running = folder/'report.running.ipynb'
-    try: papermill.execute_notebook(str(notebook), str(running), given, cwd=str(project_root()), kernel_name='python3', progress_bar=progress)
-    except papermill.PapermillExecutionError as e:
-        raise LazysegError(f"The report stopped: {e.ename}: {e.evalue}\nThe notebook as far as it came: {running}") from e
+    run_notebook(notebook, running, given, progress)
     forget_place(running, out)
     return running.replace(folder/'report.ipynb')
 

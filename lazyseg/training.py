@@ -29,7 +29,7 @@ from torch import nn, Tensor
 
 from .core import LazysegError, one_of, forget_torn, somebody_watches, whole_file
 from .data import unpaired_loaders
-from .exercises import NoValidation, PupilScorer, teach
+from .exercises import BOOK_VERSION, NoValidation, PupilScorer, teach
 from .models import Counterpart, Discriminator, Generator, GeneratorScorer, Outliner
 from .scale import device_profile
 
@@ -437,8 +437,8 @@ def fit_method(films, # `Films` with splits train and valid
 
 # %% ../nbs/03_training.ipynb #9d51da3a
 def second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict) -> PupilScorer:
-    "`teach` a pupil, or take the one that an earlier call with the same settings left in `folder`."
-    kept, choices = folder and Path(folder)/'pupil.pt', json.dumps(asdict(m) | run)
+    "`teach` a pupil, or take the one that an earlier call with the same settings and the same exercise book left in `folder`."
+    kept, choices = folder and Path(folder)/'pupil.pt', json.dumps(asdict(m) | run | dict(book=BOOK_VERSION))
     if kept and kept.exists():
         state = read_state(kept)
         if same_choices(state['choices'], choices):

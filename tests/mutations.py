@@ -74,12 +74,14 @@ FAULTS = [
     ('a kept calibration is not applied', 'segmenter', "if self.calibration is not None: scores = self.calibration(scores)", "", S + 'test_a_calibration_and_metrics_are_kept'),
     ('a SEG object is upside down', 'segmenter', "[source], mask[None].astype(np.uint8)", "[source], mask[None, ::-1].astype(np.uint8)", S + 'test_dicom_seg_refers_to_its_film_and_validates'),
     ('no film is too far', 'segmenter', "if d > FAR and not ordinary: said[i].append", "if False: said[i].append", S + 'test_a_negative_of_another_kind_of_film_is_far_and_named'),
+    ('an overlay keeps its warning to itself', 'segmenter', "    if not warnings: return picture\n", "    return picture\n", S + 'test_an_overlay_shows_that_its_film_is_not_to_be_trusted'),
     ('two diseases change places in the labels', 'panel', "m.astype(np.uint8) << k", "m.astype(np.uint8) << (len(self.masks) - 1 - k)", L + 'test_every_disease_has_its_bit_and_its_state'),
     ('present and absent change places', 'panel', "np.where(probability >= self.high, PRESENT, np.where(probability < self.low, ABSENT, UNSURE))", "np.where(probability >= self.high, ABSENT, np.where(probability < self.low, PRESENT, UNSURE))", L + 'test_every_disease_has_its_bit_and_its_state'),
     # training
     ('a lesion is pasted and its outline mirrored', 'exercises', "y = torch.cat([moved[:, 1:],", "y = torch.cat([moved[:, 1:].flip(-1),", X + 'test_what_is_pasted_lies_under_its_outline'),
     ('lesions are pasted that another film has', 'exercises', "films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[n//2:]]])", "films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[:n - n//2]]])", X + 'test_what_is_pasted_lies_under_its_outline'),
     ('weights of another seed are taken for these', 'training', "if not same_choices(state['choices'], self.choices()):", "if False:", N + 'test_a_finished_training_is_not_taken_for_another_seed'),
+    ('a pupil of another exercise book is taken', 'training', "asdict(m) | run | dict(book=BOOK_VERSION)", "asdict(m) | run", N + 'test_a_pupil_is_taught_anew_when_the_exercise_book_is_another'),
     ('domains change places in training', 'training', "counterpart, same = self.translate(self.there.generator, sick, healthy)", "counterpart, same = self.translate(self.there.generator, healthy, sick)", F + 'test_training_turns_the_diseased_films'),
     # the phantom
     ('a changed byte of the cache goes unnoticed', 'phantom', "if done.get(c) != self.check(c)]", "if c not in done]", P + 'test_a_broken_cache_is_rebuilt[flipped byte]'),

@@ -15,6 +15,7 @@ pytest.importorskip("papermill")
 
 from lazyseg.core import LazysegError, cache_dir, project_root
 from lazyseg.runs import hold
+from test_cli import HEARS_CTRL_C
 
 pytestmark = pytest.mark.dev
 TRAIN = ["-c", "import sys; from lazyseg.cli import main; sys.exit(main())", "train", "pneumonia", "--profile", "smoke"]
@@ -151,7 +152,7 @@ def test_two_at_once_do_not_mix_and_a_stopped_run_goes_on(tmp_path, capsys):
     from lazyseg.cli import main
     command = [sys.executable, *TRAIN, "--out", str(tmp_path), "--epochs", "60"]
     folder = tmp_path / "phantom/pneumonia/lazyseg-32"
-    first = subprocess.Popen(command, env=environment(project_root()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    first = subprocess.Popen(command, env=environment(project_root()), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=HEARS_CTRL_C)
     try:
         wait_for((folder / "checkpoint.pt").is_file, first)
         with pytest.raises(LazysegError, match="Another run is writing"): hold(folder)

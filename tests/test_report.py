@@ -114,6 +114,11 @@ def test_a_disease_that_fails_is_named_and_loses_no_other(with_a_fault):
     assert ["Hernia", "lazyseg", 32] in json.loads((folder / "report.json").read_text())["missing"]
 
 
+def test_the_kernel_talks_in_private_and_so_nothing_warns_of_it(with_a_fault):
+    ran, _ = with_a_fault
+    assert "Executing" in ran.stderr and "TCP" not in ran.stderr and "WARNING" not in ran.stderr, ran.stderr[-2000:]
+
+
 def test_films_of_nobody_are_not_shown_and_patients_not_named(with_a_fault):
     _, folder = with_a_fault
     assert "nobody is named whose films these are" in json.loads((folder / "report.json").read_text())["captions"]["3"]

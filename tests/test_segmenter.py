@@ -324,6 +324,25 @@ def test_push_hands_the_folder_to_the_hub(model, monkeypatch):
     assert {"README.md", "settings.json", "weights.safetensors", "known.safetensors"} == set(sent)
 
 
+# a picture travels without its table
+
+def framed(picture, shape): # the frame of `warn_on`, at whatever width
+    return set(map(tuple, picture[0])) | set(map(tuple, picture[:, -1])) == set(S.STRIPES) and picture.shape == (*shape, 3)
+
+
+def test_an_overlay_shows_that_its_film_is_not_to_be_trusted(model):
+    fine, odd = model.segment([FILM, 255 - FILM])
+    assert not fine.warnings and odd.warnings
+    assert framed(odd.overlay(255 - FILM), FILM.shape) and not framed(fine.overlay(FILM), FILM.shape)
+    assert (odd.overlay(255 - FILM)[2:-2, 2:-2] == S.draw_mask(1 - FILM / np.float32(255), odd.mask)[2:-2, 2:-2]).all()
+
+
+def test_explore_frames_what_is_not_to_be_trusted(model):
+    seen = S.Explorer(model, [FILM, 255 - FILM])
+    marked = [np.asarray(Image.open(io.BytesIO(seen.draw(i, .1, .2)[0])))[:, -S.SHOWN:] for i in (0, 1)]
+    assert [framed(m, (S.SHOWN, S.SHOWN)) for m in marked] == [False, True]
+
+
 # under the hand
 
 def test_explore_follows_its_sliders(model):

@@ -4,8 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
+from lazyseg import training
 from lazyseg.core import LazysegError
 from lazyseg.data import Films
+from lazyseg.exercises import teach
 from lazyseg.training import GeneratorScorer, Translator, fit_method, method
 
 TINY = dict(width=8, blocks=1, critic_width=8, critic_steps=2)
@@ -70,6 +72,16 @@ def test_a_finished_training_is_not_taken_for_another_seed(films, tmp_path):
     fit_method(films, "lazyseg", "smoke", epochs=1, folder=tmp_path, **TINY)
     other = fit_method(films, "lazyseg", "smoke", epochs=1, seed=1, folder=tmp_path, **TINY)
     assert torch.equal(weights(other), weights(fit_method(films, "lazyseg", "smoke", epochs=1, seed=1, **TINY)))
+
+
+def test_a_pupil_is_taught_anew_when_the_exercise_book_is_another(films, tmp_path, monkeypatch):
+    "The first stage, which the book has no part in, is taken up; so is the pupil, as long as the book is the same."
+    lessons, learned = [], []
+    monkeypatch.setattr(training, "teach", lambda *a, **k: lessons.append(1) or teach(*a, **k))
+    for version in (training.BOOK_VERSION, training.BOOK_VERSION, training.BOOK_VERSION + 1):
+        monkeypatch.setattr(training, "BOOK_VERSION", version)
+        learned.append(fit_method(films, "lazyseg", "smoke", epochs=2, folder=tmp_path, **TINY))
+    assert len(lessons) == 2 and all(torch.equal(weights(o.teacher), weights(learned[0].teacher)) for o in learned)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4 cut off", b"\x80\x04cposix\nsystem\n(S'touch up'\ntR."])
