@@ -22,7 +22,7 @@ FAULTS = [
     # masks and films
     ('truth is mirrored', 'film', "        out[name] = to_bytes(small) if name in ('film','twin') else (small >= .5).astype(np.uint8)\n",
      "        out[name] = to_bytes(small) if name in ('film','twin') else (small >= .5).astype(np.uint8)[:, ::-1]\n", F + 'test_masks_lie_where_the_film_shows_them'),
-    ('truth is upside down', 'data', "mask |= draw_shape(shape, height, width)", "mask |= draw_shape(shape, height, width)[::-1]", F + 'test_shapes_lie_where_they_were_drawn'),
+    ('truth is upside down', 'data', "mask |= _draw_shape(shape, height, width)", "mask |= _draw_shape(shape, height, width)[::-1]", F + 'test_shapes_lie_where_they_were_drawn'),
     ('rows and columns of a polygon change places', 'data', "corners[:, ::-1]*[height/h, width/w] - .5", "corners*[height/h, width/w] - .5", F + 'test_shapes_lie_where_they_were_drawn'),
     ('truth counts in the wrong size', 'data', "h, w = shape.get('size') or (height, width)", "h, w = height, width", D + 'test_outlined_sources'),
     ('runs go along the rows', 'data', "flat.reshape(width, height).T", "flat.reshape(height, width)", F + 'test_shapes_lie_where_they_were_drawn'),
