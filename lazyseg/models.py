@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['HEADS', 'MAPS', 'norm', 'ResidualBlock', 'EnlargeConv', 'down', 'up', 'Counterpart', 'warp', 'integrate', 'Head',
            'Generator', 'check_size', 'Outliner', 'Discriminator', 'receptive_field', 'count_parameters',
-           'GeneratorScorer', 'difference_map', 'mask_map', 'quotient_map', 'product_map', 'intensity_map',
-           'displacement_map', 'PupilScorer']
+           'difference_map', 'mask_map', 'quotient_map', 'product_map', 'intensity_map', 'displacement_map',
+           'GeneratorScorer', 'PupilScorer']
 
 # %% ../nbs/02_models.ipynb #87731ff6
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn, Tensor
 
 from .core import one_of, LazysegError
@@ -162,26 +163,28 @@ class Generator(nn.Module):
     def forward(self, film:Tensor, where:Tensor|None=None) -> Counterpart:
         return self.head(self.features(film, where), film, where)
 
-    def features(self, film:Tensor, where:Tensor|None=None) -> Tensor:
-        "What the head is given, (B, C, H, W)."
-        check_size(film)
-        x = film if where is None else torch.cat([film, where], 1)
-        x, seen = x * 2 - 1, []
-        for step in self.encoder:
-            x = step(x)
-            seen.append(x)
-        x = self.body(x)
-        for i, step in enumerate(self.decoder):
-            if self.skips and i: x = torch.cat([x, seen[2 - i]], 1)
-            x = step(x)
-        return torch.cat([x, film * 2 - 1], 1) if self.skips else x
-
 # %% ../nbs/02_models.ipynb #8d81bbcf
 def check_size(film:Tensor):
     "Raise a `LazysegError` unless `film` is (B, 1, H, W) with H and W divisible by 8."
     if film.ndim != 4 or film.shape[1] != 1 or film.shape[-1] % 8 or film.shape[-2] % 8:
         raise LazysegError(f"Films have shape {tuple(film.shape)}; the networks need (batch, 1, height, width) with "
                            "height and width divisible by 8. Choose such a size, or resize the films.")
+
+# %% ../nbs/02_models.ipynb #16c4e13b
+@patch
+def features(self:Generator, film:Tensor, where:Tensor|None=None) -> Tensor:
+    "What the head is given, (B, C, H, W)."
+    check_size(film)
+    x = film if where is None else torch.cat([film, where], 1)
+    x, seen = x * 2 - 1, []
+    for step in self.encoder:
+        x = step(x)
+        seen.append(x)
+    x = self.body(x)
+    for i, step in enumerate(self.decoder):
+        if self.skips and i: x = torch.cat([x, seen[2 - i]], 1)
+        x = step(x)
+    return torch.cat([x, film * 2 - 1], 1) if self.skips else x
 
 # %% ../nbs/02_models.ipynb #871e52a1
 class Outliner(Generator):
@@ -223,25 +226,6 @@ def count_parameters(model:nn.Module) -> int:
     "How many numbers training can change in `model`."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
-# %% ../nbs/02_models.ipynb #9cc66116
-class GeneratorScorer:
-    "Score maps from a generator: films (B, 1, H, W) in 0..1 to (B, H, W), not negative, larger is more diseased."
-    def __init__(self, generator:Generator, # diseased to healthy
-                 map:str='difference', # one of `MAPS`
-                 name:str='lazyseg', # shown in tables
-                ):
-        self.generator, self.map, self.name = generator.eval(), one_of('map', map, MAPS), name
-
-    @torch.no_grad()
-    def counterpart(self, films:Tensor) -> Counterpart:
-        "Healthy counterparts of `films`, the film itself cut to 0..1."
-        device = next(self.generator.parameters()).device
-        out = self.generator.eval()(films.to(device))
-        return out._replace(film=out.film.clamp(0, 1))
-
-    def __call__(self, films:Tensor) -> Tensor:
-        return MAPS[self.map](films.to(next(self.generator.parameters()).device), self.counterpart(films))
-
 # %% ../nbs/02_models.ipynb #ce02bd6d
 def difference_map(films:Tensor, c:Counterpart) -> Tensor:
     "How far the counterpart's grey values are from the film's, 0..1."
@@ -271,6 +255,25 @@ def displacement_map(films:Tensor, c:Counterpart) -> Tensor:
 
 MAPS = {'paper': quotient_map, 'difference': difference_map, 'mask': mask_map, 'product': product_map, 'intensity': intensity_map,
         'displacement': displacement_map}
+
+# %% ../nbs/02_models.ipynb #9cc66116
+class GeneratorScorer:
+    "Score maps from a generator: films (B, 1, H, W) in 0..1 to (B, H, W), not negative, larger is more diseased."
+    def __init__(self, generator:Generator, # diseased to healthy
+                 map:str='difference', # one of `MAPS`
+                 name:str='lazyseg', # shown in tables
+                ):
+        self.generator, self.map, self.name = generator.eval(), one_of('map', map, MAPS), name
+
+    @torch.no_grad()
+    def counterpart(self, films:Tensor) -> Counterpart:
+        "Healthy counterparts of `films`, the film itself cut to 0..1."
+        device = next(self.generator.parameters()).device
+        out = self.generator.eval()(films.to(device))
+        return out._replace(film=out.film.clamp(0, 1))
+
+    def __call__(self, films:Tensor) -> Tensor:
+        return MAPS[self.map](films.to(next(self.generator.parameters()).device), self.counterpart(films))
 
 # %% ../nbs/02_models.ipynb #93348dc0
 class PupilScorer:
