@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'visible', 'haze', 'judge',
            'Billed', 'bill', 'Side', 'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs',
            'Pace', 'Watch', 'schedule', 'get_learner', 'same_choices', 'read_state', 'save_state', 'Checkpoint',
-           'fingerprint', 'round_weights', 'fit_method', 'second_stage']
+           'fingerprint', 'round_weights', 'fit_method']
 
 # %% ../nbs/03_training.ipynb #e0db7164
 import copy, hashlib, io, json, math, time
@@ -25,6 +25,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
+from fastcore.basics import patch
 from torch import nn, Tensor
 
 from .core import LazysegError, one_of, forget_torn, somebody_watches, whole_file
@@ -113,6 +114,7 @@ def visible(change:Tensor, # (B, 1, H, W) grey values, -1..1
     "Share of the pixels that were changed; a change well above `faint` counts whole, one well below hardly."
     return (change.square() / (change.square() + faint**2)).mean()
 
+# %% ../nbs/03_training.ipynb #dcc2be8f
 def haze(films:Tensor, # (B, 1, H, W)
          strength:float, # grey values at each scale
         ) -> Tensor:
@@ -126,6 +128,7 @@ def haze(films:Tensor, # (B, 1, H, W)
         noise = noise + torch.randn(len(films) * processes, 1, *shape)[rank_distrib()::processes] # of several processes each draws for all
     return films + strength * noise.to(films)
 
+# %% ../nbs/03_training.ipynb #1162ffe2
 def judge(critic:nn.Module, # films to verdicts
           films:list[Tensor], # several batches (B, 1, H, W)
           strength:float=0., # see `haze`
@@ -135,6 +138,7 @@ def judge(critic:nn.Module, # films to verdicts
     if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in critic.modules()): return critic(seen).split(counts)
     return [critic(part) for part in seen.split(counts)] # each film by itself, so that none waits for another's way back
 
+# %% ../nbs/03_training.ipynb #419a79b4
 class Billed(torch.autograd.Function):
     "A cost whose gradient is known: the way back hands it out, and goes through no network again."
     @staticmethod
@@ -209,31 +213,36 @@ class Translator(nn.Module):
         cost['loss'] = sum(weights[k] * v for k, v in cost.items())
         return cost
 
-    def area_price(self) -> float:
-        "Flat for the first two fifths of the training, then rising evenly (by factors) until nine tenths are done."
-        return self.m.area * self.m.rise ** min(1., max(0., (self.progress - .4) / .5))
+# %% ../nbs/03_training.ipynb #875ad20b
+@patch
+def area_price(self:Translator) -> float:
+    "Flat for the first two fifths of the training, then rising evenly (by factors) until nine tenths are done."
+    return self.m.area * self.m.rise ** min(1., max(0., (self.progress - .4) / .5))
 
-    def translate(self, generator, films, others) -> tuple[Counterpart, Counterpart|None]:
-        "Counterparts of `films` and, where changing them has a price, of `others`, in one call."
-        if not self.m.identity: return generator(films), None
-        both = generator(torch.cat([films, others]))
-        n = len(films)
-        part = lambda s: Counterpart(*[None if t is None else t[s] for t in both])
-        return part(slice(n)), part(slice(n, None))
+# %% ../nbs/03_training.ipynb #f90ac54f
+@patch
+def translate(self:Translator, generator, films, others) -> tuple[Counterpart, Counterpart|None]:
+    "Counterparts of `films` and, where changing them has a price, of `others`, in one call."
+    if not self.m.identity: return generator(films), None
+    both = generator(torch.cat([films, others]))
+    n = len(films)
+    part = lambda s: Counterpart(*[None if t is None else t[s] for t in both])
+    return part(slice(n)), part(slice(n, None))
 
-    def go_back(self, healthy, sick, counterpart, cost):
-        "Add the costs of the second direction and of the round trips."
-        m, there, back = self.m, self.there.generator, self.back.generator
-        if m.cycle == 'guided':
-            borrowed = counterpart.mask.detach().roll(1, 0)[torch.arange(len(healthy), device=healthy.device) % len(sick)]
-            made, returned = back(healthy, borrowed).film, back(counterpart.film, counterpart.mask).film
-        else:
-            made, same = self.translate(back, healthy, sick)
-            made = made.film
-            if same is not None: cost['identity_back'] = (same.film - sick).abs().mean()
-            returned = back(counterpart.film).film
-        cost['fool_back'], cost['catch_back'] = self.back.bills(sick, made, healthy if m.sick else None, m)
-        cost['cycle'] = (returned - sick).abs().mean() + (there(made).film - healthy).abs().mean()
+@patch
+def go_back(self:Translator, healthy, sick, counterpart, cost):
+    "Add the costs of the second direction and of the round trips."
+    m, there, back = self.m, self.there.generator, self.back.generator
+    if m.cycle == 'guided':
+        borrowed = counterpart.mask.detach().roll(1, 0)[torch.arange(len(healthy), device=healthy.device) % len(sick)]
+        made, returned = back(healthy, borrowed).film, back(counterpart.film, counterpart.mask).film
+    else:
+        made, same = self.translate(back, healthy, sick)
+        made = made.film
+        if same is not None: cost['identity_back'] = (same.film - sick).abs().mean()
+        returned = back(counterpart.film).film
+    cost['fool_back'], cost['catch_back'] = self.back.bills(sick, made, healthy if m.sick else None, m)
+    cost['cycle'] = (returned - sick).abs().mean() + (there(made).film - healthy).abs().mean()
 
 # %% ../nbs/03_training.ipynb #ea5ce954
 class BothDomains(Callback):
@@ -349,6 +358,7 @@ def save_state(path:Path, # the file
         raise LazysegError(f"The state of the training can't be written to {path}: {e.strerror}. What was written there before is kept. "
                            "Make room, or make the folder writable, and start again: the training goes on from there.") from e
 
+# %% ../nbs/03_training.ipynb #71c837c8
 class Checkpoint(Callback):
     "Writes the state of a training after every epoch, and takes it up again when there is one."
     order = 70 # after everything that changes the state
@@ -368,21 +378,23 @@ class Checkpoint(Callback):
     def after_epoch(self):
         if not rank_distrib(): save_state(self.path, self.state()) # of several processes the first one writes
 
-    def restore(self, epochs:int) -> int: # epochs that are done
-        "Load the checkpoint into the learner. A finished training of other settings is left for a new one, an unfinished one is an error."
-        if not rank_distrib(): forget_torn(self.path)
-        if not self.path.exists(): return 0
-        state = read_state(self.path)
-        if not same_choices(state['choices'], self.choices()):
-            if state['epoch'] >= json.loads(state['choices']).get('epochs', math.inf): return 0
-            raise LazysegError(f"{self.path} belongs to an unfinished training with other settings. Run that one to its end, "
-                               "delete the file, or give another folder (out).")
-        self.learn.model.load_state_dict(state['model'])
-        if self.learn.opt is None: self.learn.create_opt()
-        self.learn.opt.load_state_dict(state['optimiser'])
-        if 'chance' in state: torch.set_rng_state(state['chance'])
-        self.learn.costs.epochs, self.earlier = state['costs'], state.get('seconds', 0.)
-        return state['epoch']
+# %% ../nbs/03_training.ipynb #5ff9b65a
+@patch
+def restore(self:Checkpoint, epochs:int) -> int: # epochs that are done
+    "Load the checkpoint into the learner. A finished training of other settings is left for a new one, an unfinished one is an error."
+    if not rank_distrib(): forget_torn(self.path)
+    if not self.path.exists(): return 0
+    state = read_state(self.path)
+    if not same_choices(state['choices'], self.choices()):
+        if state['epoch'] >= json.loads(state['choices']).get('epochs', math.inf): return 0
+        raise LazysegError(f"{self.path} belongs to an unfinished training with other settings. Run that one to its end, "
+                           "delete the file, or give another folder (out).")
+    self.learn.model.load_state_dict(state['model'])
+    if self.learn.opt is None: self.learn.create_opt()
+    self.learn.opt.load_state_dict(state['optimiser'])
+    if 'chance' in state: torch.set_rng_state(state['chance'])
+    self.learn.costs.epochs, self.earlier = state['costs'], state.get('seconds', 0.)
+    return state['epoch']
 
 # %% ../nbs/03_training.ipynb #58fc8ed2
 PROFILES = {
@@ -429,14 +441,14 @@ def fit_method(films, # `Films` with splits train and valid
         learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
     steps = round(m.exercises * epochs * len(dls.train))
-    if steps: scorer = second_stage(scorer, films, steps, m, seed, folder, run)
+    if steps: scorer = _second_stage(scorer, films, steps, m, seed, folder, run)
     for net in {scorer.generator, getattr(scorer, 'pupil', scorer.generator)}: round_weights(net)
     earlier = (kept.earlier if kept else 0.) + getattr(scorer, 'earlier', 0.)
     scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started
     return scorer
 
 # %% ../nbs/03_training.ipynb #9d51da3a
-def second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict) -> PupilScorer:
+def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict) -> PupilScorer:
     "`teach` a pupil, or take the one that an earlier call with the same settings and the same exercise book left in `folder`."
     kept, choices = folder and Path(folder)/'pupil.pt', json.dumps(asdict(m) | run | dict(book=BOOK_VERSION))
     if kept and kept.exists():
