@@ -10,11 +10,11 @@ __all__ = ['BIGGEST_TEXT', 'TRUTHS', 'COLUMNS', 'KERMANY_CREDIT', 'NIH_CREDIT', 
            'chestxdet_polygons', 'chexlocalize_runs', 'siim_masks', 'read_truth', 'film_key', 'add_truth',
            'name_columns', 'pick_rows', 'years', 'finish_table', 'check_patients', 'load_row', 'make_source',
            'table_source', 'folder_source', 'kermany_patient', 'pneumonia_source', 'nih_table', 'nih_source',
-           'outlined_source', 'download', 'get_source', 'FilmStore', 'cached_parts', 'get_films', 'lung_counts',
-           'read_all', 'augment_batch', 'UnpairedLoader', 'unpaired_loaders']
+           'outlined_source', 'download', 'get_source', 'FilmStore', 'cached_parts', 'hand_back', 'get_films',
+           'lung_counts', 'read_all', 'augment_batch', 'UnpairedLoader', 'unpaired_loaders']
 
 # %% ../nbs/01_data.ipynb #39c074eb
-import ast, gzip, hashlib, io, json, math, mmap, os, re, shutil, warnings, zipfile
+import ast, ctypes, gzip, hashlib, io, json, math, mmap, os, re, shutil, warnings, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -792,6 +792,12 @@ def _tell_faults(file:Path, n:int, total:int, bad:str):
     if bad == 'stop': raise LazysegError(f"{n} of {total} films can't be read: {reasons[0]} Mend or remove them, or leave such films out with bad='skip'.")
     warnings.warn(f"{n} of {total} films are left out: {' '.join(reasons[:3])}{' ...' if n > 3 else ''} All reasons: {file}.")
 
+# %% ../nbs/01_data.ipynb #8f4f38c1
+def hand_back():
+    "Give free memory back to the system, where the C library can be asked to (glibc)."
+    trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if os.name == 'posix' else None
+    if trim is not None: trim(0)
+
 # %% ../nbs/01_data.ipynb #389f8e92
 def _pick_width(source:Source, height:int, aspect:float|None) -> int:
     "The width that goes with a height: a multiple of 8, since generators halve films three times. Without an aspect, the median of 200 films."
@@ -833,6 +839,7 @@ def get_films(source:Source, # from `get_source`
         if not chosen.any(): raise LazysegError(f"Not one {name} film could be read.")
     if 'has_truth' not in table: table = table.assign(has_truth='truth' in parts)
     region = template_region(size, width).astype(np.float32) if view in ('aligned','lungs') else None
+    hand_back()
     return Films(table=table, credit=source.credit, region=region, **parts)
 
 # %% ../nbs/01_data.ipynb #cd3a05f9
