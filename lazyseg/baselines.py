@@ -581,13 +581,13 @@ def long_table(found:dict, # from `benchmark`
     return pd.DataFrame(rows)
 
 def wide_table(found:dict, metric:str='dice', mode:str=MODES[0]) -> pd.DataFrame: # methods by diseases, text with interval
-    "One metric of every method on every disease, floors first and the ceiling last; the last column is the training time."
+    "One metric of every method on every disease, floors first and the ceiling last; the last column is the training time by the clock, the median over diseases."
     names = list(dict.fromkeys(name for methods in found.values() for name in methods))
     names = sorted(names, key=lambda n: (n not in FLOORS, n == CEILING))
     cell = lambda m: 'not run' if m is None else 'did not train' if 'failed' in m else as_text(m['results'].get(mode, {}).get(metric))
     table = pd.DataFrame({d: {n: cell(found[d].get(n)) for n in names} for d in found}).loc[names]
     minutes = {n: [m['trained_seconds']/60 for d in found if (m := found[d].get(n)) and m.get('trained_seconds') is not None] for n in names}
-    table['minutes to train'] = [f'{np.mean(minutes[n]):.1f}' if minutes[n] else '' for n in names]
+    table['minutes to train'] = [f'{np.median(minutes[n]):.1f}' if minutes[n] else '' for n in names]
     return table.rename_axis('method')
 
 # %% ../nbs/06_baselines.ipynb #aeab89a5

@@ -267,9 +267,10 @@ def settle(masks, # (..., K, H, W) bool: what each disease's own model marks
 # %% ../nbs/08_several_diseases.ipynb #74a1ebde
 def choose_rule(masks, margins, probability, # (N, K, H, W), (N, K, H, W), (N, K): of validation films
                 has, # (N, K) bool, their labels
-               ) -> tuple: # the rule, {rule: how well the marked area tells films with a disease from films without (mean AUROC)}
-    "The rule after which marks go best with labels: no outline is needed."
-    def tells(kept): return float(np.mean([roc_auc_score(y, a) for a, y in zip(kept.mean((2, 3)).T, has.T) if 0 < y.sum() < len(y)]))
+               ) -> tuple: # the rule, {rule: how well the marked area tells films with a disease from films with another (mean AUROC)}
+    "The rule after which marks go best with labels: no outline is needed. Healthy films, which are easier, do not count unless there is one disease only."
+    rows = has.any(1) if has.shape[1] > 1 else np.full(len(has), True)
+    def tells(kept): return float(np.mean([roc_auc_score(y, a) for a, y in zip(kept[rows].mean((2, 3)).T, has[rows].T) if 0 < y.sum() < len(y)]))
     found = {rule: tells(settle(masks, margins, probability, rule)) for rule in RULES}
     return max(found, key=found.get), found
 
