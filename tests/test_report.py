@@ -219,3 +219,28 @@ def test_the_device_is_passed_through():
         learn.create_opt()
         learn.opt.step()
         assert GeneratorScorer(model.generator, "difference")(torch.zeros(2, 1, 32, 32)).device.type == "meta"
+
+
+# -- the reports that are kept
+
+def test_every_caption_says_source_film_settings_and_seed():
+    runs, shown = find_runs("reports", "phantom"), 0
+    for number, (disease, size, _, _) in report.FIGURES.items():
+        caption = report.caption_paper(number, runs)
+        assert "Source: phantom" in caption and "CC BY" in caption and "Not a medical device" in caption, number
+        for run in (r for m in ("paper", "lazyseg") if (r := report.nearest_run(runs, disease, m, size)) and not r.no_pictures):
+            settings, film = run.metrics["settings"], run.metrics["examples"]["films"][0]["name"]
+            assert f"**{run.method}**: film {film}, {run.size} px" in caption, number
+            assert f"view {settings['view']}, profile {settings['profile']}, {run.metrics['epochs']} epochs, seed {settings['seed']}" in caption, number
+            shown += 1
+    assert shown >= len(report.FIGURES)
+    table = report.caption_table(runs)
+    assert "Source: phantom" in table and "View: film" in table and "Seed: 0" in table and "CC BY" in table
+
+
+def test_kept_reports_are_small():
+    "All that is committed below reports/: under 20 MB."
+    listed = subprocess.run(["git", "-C", str(project_root()), "ls-files", "-z", "reports"], capture_output=True, text=True)
+    if listed.returncode or not listed.stdout: pytest.skip("not a git checkout")
+    size = sum(p.stat().st_size for name in listed.stdout.split("\0") if name and (p := project_root() / name).is_file())
+    assert 1e6 < size < 20e6, f"{size / 1e6:.1f} MB"
