@@ -8,7 +8,7 @@ __all__ = ['WAYS', 'ABSENT', 'UNSURE', 'PRESENT', 'STATES', 'RULES', 'COLOURS', 
            'calibration_error', 'with_interval', 'draws_of', 'measure_diagnosis', 'cross_diagnose', 'count_marks',
            'mark_draws', 'measure_marks', 'compare_marks', 'settle', 'choose_rule', 'Diagnosed', 'Panel', 'palette',
            'label_picture', 'net_width', 'panel_card', 'read_panel', 'load_model', 'fit_one', 'marks_of', 'make_panel',
-           'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'figure_confusion', 'explore_panel']
+           'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'marks_table', 'figure_confusion', 'explore_panel']
 
 # %% ../nbs/08_several_diseases.ipynb #f4c2be2a
 import copy, hashlib, json
@@ -33,7 +33,7 @@ from torch import nn, Tensor
 from .baselines import ArrayLoader, as_floats, make_resnet, train
 from .core import LazysegError, one_of, whole_file
 from .data import Films, label_sets, patient_hash, split_patients
-from .evaluation import _image_auroc, patient_draws
+from .evaluation import _image_auroc, as_text, patient_draws
 from .phantom import CREDIT, DISEASES, several_arrays
 from .runs import outline
 from .segmenter import (BIGGEST_FILE, KNOWN, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, check_fields, fill_network, list_films,
@@ -558,6 +558,16 @@ def figure_panel(films, # (N, h, w) uint8
         axes[0, j].set_title(titles[j], fontsize=8)
     for ax, name in zip(axes[:, 0], (*diseases, 'all marks')): ax.set_ylabel(name, fontsize=8)
     return fig
+
+# %% ../nbs/08_several_diseases.ipynb #935d5f1f
+def marks_table(run:dict, # metrics.json of `nbs/panel.ipynb`
+                where:str='films with two diseases', # or 'films with one disease', 'all test films'
+               ) -> pd.DataFrame: # a column for each way
+    "What each way's marks are worth, as text."
+    names = run['settings']['diseases']
+    rows = {row: {f'Dice, {d}': as_text(m[where]['dice'][i]) for i, d in enumerate(names)} |
+                 {'Dice, mean': as_text(m[where]['mean_dice']), 'share of marks on another disease': as_text(m[where]['mean_on_others'])} for row, m in run['marks'].items()}
+    return pd.DataFrame(rows).rename_axis(where)
 
 # %% ../nbs/08_several_diseases.ipynb #c62c1e50
 def figure_confusion(found:dict, # {name: what `measure_marks` gave}
