@@ -9,8 +9,8 @@ __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 
            'FilmClassifier', 'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'activation_map',
            'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder',
            'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice',
-           'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows', 'measure_method', 'slug', 'run_one',
-           'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark', 'long_table', 'wide_table',
+           'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows', 'in_steps', 'measure_method', 'slug',
+           'run_one', 'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark', 'long_table', 'wide_table',
            'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
 
 # %% ../nbs/06_baselines.ipynb #1a427b75
@@ -493,6 +493,12 @@ def example_rows(films:Films, # test films
     order = np.flatnonzero(sick)[np.argsort(size[sick], kind='stable')]
     return np.array([*order[[len(order)//4, len(order)//2, 9*len(order)//10]], np.flatnonzero(~sick)[0]])
 
+def in_steps(maps:np.ndarray, # not negative
+            ) -> np.ndarray: # float32, in 255 steps up to the largest: no less to look at, and a small file
+    "Scores for a picture."
+    top = max(float(maps.max()), 1e-12)
+    return (np.round(maps/top*255)/255*top).astype(np.float32)
+
 def measure_method(scorer:Callable, films:Films, seed:int=0) -> tuple[dict, dict]: # results, arrays of the example films
     "Choose thresholds on validation films, measure on test films; `results` is mode -> what `evaluate` gives."
     valid, test = part(films, 'valid'), part(films, 'test')
@@ -500,7 +506,7 @@ def measure_method(scorer:Callable, films:Films, seed:int=0) -> tuple[dict, dict
     results = {mode: evaluate(scores, test.truth, test.table.diseased, test.table.patient, point, lungs=test.lungs, seed=seed)
                for mode, point in points.items()}
     some = test[rows]
-    arrays = dict(film=np.asarray(some.film), maps=scores[rows].astype(np.float32), masks=points[MODES[0]].mask(scores[rows]))
+    arrays = dict(film=np.asarray(some.film), maps=in_steps(scores[rows]), masks=points[MODES[0]].mask(scores[rows]))
     if some.truth is not None: arrays['truth'] = np.asarray(some.truth)
     return results, arrays
 
