@@ -76,6 +76,7 @@ def pointing_game(maps, # (N,H,W) scores
     with np.errstate(invalid='ignore'): hit = np.nan_to_num((top & truth).sum((1,2))/top.sum((1,2)))
     return np.where(truth.any((1,2)), hit, np.nan)
 
+# %% ../nbs/05_evaluation.ipynb #f7e7cafc
 def share_inside(maps, # (N,H,W) scores or masks
                  region, # (N,H,W) bool, such as the lungs
                 ) -> np.ndarray: # (N,) 0..1, nan where the map or the region is empty
@@ -389,6 +390,7 @@ def pick_cases(table:pd.DataFrame, # `Measured.table`
     healthy = ranked[~ranked.diseased].sort_values('marked_area', ascending=False, kind='stable').index.to_numpy()
     return {'best':by_dice[:n], 'median':by_dice[start:start+n], 'worst':by_dice[::-1][:n][::-1], 'most marked healthy':healthy[:n]}
 
+# %% ../nbs/05_evaluation.ipynb #93bf30e9
 def case_page(films, # (N,H,W) uint8, or float in 0..1
               scores, # (N,H,W)
               truth, # (N,H,W) bool

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from scipy import ndimage
 
 from .core import LazysegError, one_of, progress
@@ -93,19 +94,6 @@ class OperatingPoint:
 
     def __post_init__(self): one_of('mode', self.mode, MODES)
 
-    def smooth(self, scores): # (N,H,W) -> (N,H,W) float32
-        "The scores after smoothing, film by film."
-        if not self.smoothing: return np.asarray(scores, np.float32)
-        return ndimage.gaussian_filter(np.asarray(scores, np.float32), (0, self.smoothing, self.smoothing))
-
-    def mask(self, scores, # (N,H,W) scores, or one map (H,W)
-             region=None, # (N,H,W) bool: where a mark may be, such as the lungs; None is everywhere
-            ) -> np.ndarray: # bool, the shape of `scores`
-        "The mask of every film: smooth, threshold, grow, cap, clean."
-        scores = np.asarray(scores)
-        if scores.ndim == 2: return self.mask(scores[None], None if region is None else np.asarray(region)[None])[0]
-        return self.cut(self.smooth(scores), region)
-
     def to_dict(self) -> dict: # for JSON
         "All settings but the patients."
         return {k:v for k, v in asdict(self).items() if k != 'chosen_on'}
@@ -114,6 +102,22 @@ class OperatingPoint:
     def from_dict(cls, settings:dict): 
         "The operating point that `to_dict` wrote."
         return cls(**settings)
+
+# %% ../nbs/04_thresholding.ipynb #fc0ca941
+@patch
+def smooth(self:OperatingPoint, scores): # (N,H,W) -> (N,H,W) float32
+    "The scores after smoothing, film by film."
+    if not self.smoothing: return np.asarray(scores, np.float32)
+    return ndimage.gaussian_filter(np.asarray(scores, np.float32), (0, self.smoothing, self.smoothing))
+
+@patch
+def mask(self:OperatingPoint, scores, # (N,H,W) scores, or one map (H,W)
+         region=None, # (N,H,W) bool: where a mark may be, such as the lungs; None is everywhere
+        ) -> np.ndarray: # bool, the shape of `scores`
+    "The mask of every film: smooth, threshold, grow, cap, clean."
+    scores = np.asarray(scores)
+    if scores.ndim == 2: return self.mask(scores[None], None if region is None else np.asarray(region)[None])[0]
+    return self.cut(self.smooth(scores), region)
 
 # %% ../nbs/04_thresholding.ipynb #535800c0
 _NEIGHBOURS = ndimage.generate_binary_structure(2, 1)[None].repeat(3, 0)*np.array([0, 1, 0], bool)[:,None,None] # in the film, not across films
@@ -127,6 +131,7 @@ def grow(seeds, # (N,H,W) bool, certain pixels
     keep[labels[seeds]] = True
     return keep[labels]
 
+# %% ../nbs/04_thresholding.ipynb #734dcecd
 def drop_small(masks, # (N,H,W) bool
                min_area:int, # connected marks of fewer pixels go
               ) -> np.ndarray: # (N,H,W) bool
@@ -138,17 +143,16 @@ def drop_small(masks, # (N,H,W) bool
     return keep[labels]
 
 # %% ../nbs/04_thresholding.ipynb #1c699911
-def _cut(self, smoothed, # (N,H,W) scores after smoothing
-         region=None, # (N,H,W) bool: where a mark may be
-        ) -> np.ndarray: # (N,H,W) bool
+@patch
+def cut(self:OperatingPoint, smoothed, # (N,H,W) scores after smoothing
+        region=None, # (N,H,W) bool: where a mark may be
+       ) -> np.ndarray: # (N,H,W) bool
     "The mask of scores that are already smooth."
     mask = smoothed > self.threshold
     if self.low is not None: mask = grow(mask, smoothed > self.low)
     if self.high is not None: mask &= smoothed < self.high
     if region is not None: mask &= np.asarray(region, bool)
     return drop_small(mask, self.min_area)
-
-OperatingPoint.cut = _cut
 
 #: The paper's band as an operating point, for the scores that `paper_map` makes.
 PAPER_BAND = OperatingPoint(threshold=.3, high=.8, rule="the paper's band, 0.3 to 0.8")
