@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['LazysegError', 'one_of', 'project_root', 'cache_dir', 'demo_folder', 'whole_file', 'forget_torn', 'forget_place',
-           'in_lines', 'somebody_watches', 'progress']
+           'fewer_colours', 'smaller_pictures', 'in_lines', 'somebody_watches', 'progress']
 
 # %% ../nbs/core.ipynb #127e4939
+import base64
+import io
 import json
 import os
 import re
@@ -97,6 +99,26 @@ def forget_place(notebook:Path|str, # one that papermill has run
         if isinstance(part, dict): return {k: forget(v) for k, v in part.items()}
         return [forget(p) for p in part] if isinstance(part, list) else part
     with whole_file(notebook) as p: p.write_text(json.dumps(forget(json.loads(Path(notebook).read_text(encoding='utf-8'))), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+# %% ../nbs/core.ipynb #7b4695d6
+def fewer_colours(png:bytes) -> bytes:
+    "A PNG picture with 256 colours; one that is transparent in places, or would not be smaller, stays as it is."
+    from PIL import Image # here, since a command that only prints its help need not wait for it
+    picture = Image.open(io.BytesIO(png))
+    if picture.mode == 'P' or 'A' in picture.getbands() and picture.getchannel('A').getextrema()[0] < 255: return png
+    with io.BytesIO() as out:
+        picture.convert('RGB').quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(out, format='png', optimize=True)
+        return min(png, out.getvalue(), key=len)
+
+def smaller_pictures(notebook:Path|str, # one that was executed
+                    ):
+    "Rewrite `notebook` with 256 colours a picture."
+    book = json.loads(Path(notebook).read_text(encoding='utf-8'))
+    shown = [out['data'] for cell in book['cells'] for out in cell.get('outputs', []) if 'image/png' in out.get('data', {})]
+    for data in shown:
+        text = ''.join(data['image/png'])
+        data['image/png'] = base64.b64encode(fewer_colours(base64.b64decode(text))).decode() + '\n'*text.endswith('\n')
+    with whole_file(notebook) as p: p.write_text(json.dumps(book, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/core.ipynb #2dd5e6b4
 def in_lines(items, total:int=None, text:str='', every:float=20., # seconds between two lines
