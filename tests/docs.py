@@ -226,6 +226,9 @@ def report(path):
         book.cells = book.cells[next((i for i, c in enumerate(book.cells) if c.cell_type == "code"), 0):]
         origin = f"[{kind}]({'../' * len(where)}{path.name})" if template.is_file() else kind
         book.cells[:0] = [nbformat.v4.new_markdown_cell(f"An executed copy of {origin}{settings_of(folder)}. The code of each step is folded away. **Not a medical device.**")]
+    elif (ROOT / "nbs" / path.name).is_file(): # its notebook is a page too, under the same title
+        about, book.cells[:0] = "", [nbformat.v4.new_markdown_cell(f"{about} An executed copy of [{title}]({'../' * len(where)}{path.name}); the code of each step is folded away. **Not a medical device.**")]
+        title += ": what was found"
     for cell in book.cells: quiet(cell)
     for credit in folder.glob("CREDIT.md"): book.cells.append(nbformat.v4.new_markdown_cell(re.sub(r"^#", "##", credit.read_text())))
     titled(book, title or path.stem, about)
@@ -250,7 +253,7 @@ def after():
     contents = sidebar["website"]["sidebar"]["contents"]
     section = lambda name: next(c["contents"] for c in contents if isinstance(c, dict) and c.get("section") == name)
     if found := answers(): section("Course").append(dict(section="Answers", contents=found))
-    section("Reports").extend(reports())
+    section("Reports")[:0] = reports() # what was found first, then the notebooks that find it
     contents.append(dict(section="API", contents=api()))
     (PROC / "sidebar.yml").write_text(yaml.safe_dump(sidebar, sort_keys=False))
 
