@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'pick_shown', 'full_film', 'film_name', 'keep_examples', 'forget_pictures', 'Run', 'find_runs',
-           'nearest_run', 'figure_paper', 'caption_paper', 'paper_table', 'missing_runs', 'how_run', 'words',
-           'check_report', 'show_figure', 'write_report', 'plan_runs', 'run_all', 'make_report']
+           'nearest_run', 'figure_paper', 'caption_paper', 'paper_table', 'missing_runs', 'caption_table', 'how_run',
+           'words', 'check_report', 'show_figure', 'write_report', 'plan_runs', 'run_all', 'make_report']
 
 # %% ../nbs/make_report.ipynb #7b20de91
 import json
@@ -238,6 +238,17 @@ def missing_runs(runs:list, wanted) -> list: # of (disease, method, size)
     there = {(r.disease.lower(), r.method, r.size) for r in runs}
     return [(d, m, s) for d, m, s in wanted if (d.lower(), m, s) not in there]
 
+# %% ../nbs/make_report.ipynb #c21a7cf0
+def caption_table(runs:list, # from `find_runs`
+                  wanted=(), # see `paper_table`
+                 ) -> str: # markdown
+    "What `paper_table` shows, and what is missing from it."
+    told = lambda name: ', '.join(dict.fromkeys(str(r.metrics['settings'][name]) for r in runs)) or 'none'
+    lines = [f"**Figure 4.** The paper's table. Source: {told('source')}. Films: the test films of each run, counted in its line. View: {told('view')}. Profile: {told('profile')}. Seed: {told('seed')}.",
+             "The accuracy is 100 x (1 - mean squared error), for the empty mask too. Means over diseased test films (image AUROC: all), with 95% intervals over patients."]
+    missing = ', '.join(f'{d} {m} {s} px' for d, m, s in missing_runs(runs, wanted))
+    return '  \n'.join([*lines, *([f'Missing: {missing}.'] if missing else []), *dict.fromkeys(r.metrics['credit'] for r in runs if r.metrics['credit']), 'Not a medical device.'])
+
 # %% ../nbs/make_report.ipynb #f7fb78ff
 def how_run(runs:list) -> pd.DataFrame:
     "Profile, time, memory, machine and commit of each run."
@@ -279,7 +290,7 @@ def write_report(folder:Path, runs:list, wanted, methods=('paper', 'lazyseg')) -
     "Write `table.csv`, and `report.json` with the captions, the runs and what is missing."
     with whole_file(Path(folder)/'table.csv') as p: paper_table(runs, wanted).to_csv(p)
     about = dict(runs=[dict(folder=f'{r.folder.parent.name}/{r.folder.name}', **{k: r.metrics.get(k) for k in ('settings', 'epochs', 'commit')}) for r in runs],
-                 missing=[list(m) for m in missing_runs(runs, wanted)], captions={n: caption_paper(n, runs, methods) for n in FIGURES},
+                 missing=[list(m) for m in missing_runs(runs, wanted)], captions={4: caption_table(runs, wanted)} | {n: caption_paper(n, runs, methods) for n in FIGURES},
                  note='A research tool. Not a medical device.')
     with whole_file(Path(folder)/'report.json') as p: p.write_text(json.dumps(about, indent=1) + '\n')
     return Path(folder)/'report.json'
