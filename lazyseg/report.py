@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FIGURES', 'pick_shown', 'full_film', 'film_name', 'keep_examples', 'forget_pictures', 'Run', 'find_runs',
            'nearest_run', 'figure_paper', 'caption_paper', 'paper_table', 'missing_runs', 'caption_table', 'how_run',
-           'words', 'check_report', 'show_figure', 'write_report', 'plan_runs', 'run_all', 'make_report']
+           'words', 'check_report', 'show_figure', 'write_report', 'find_panels', 'show_panel', 'plan_runs', 'run_all',
+           'make_report']
 
 # %% ../nbs/make_report.ipynb #7b20de91
 import json
@@ -294,6 +295,24 @@ def write_report(folder:Path, runs:list, wanted, methods=('paper', 'lazyseg')) -
                  note='A research tool. Not a medical device.')
     with whole_file(Path(folder)/'report.json') as p: p.write_text(json.dumps(about, indent=1) + '\n')
     return Path(folder)/'report.json'
+
+# %% ../nbs/make_report.ipynb #40afa650
+def find_panels(out:Path|str, # folder of all reports
+                source:str, # 'phantom', or what the panel was called
+               ) -> list: # folders
+    "The runs of `nbs/panel.ipynb` that are there."
+    return sorted(f.parent for f in (project_root()/out/'panel').glob(f'{source}-*/metrics.json') if 'marks' in read_metrics(f.parent))
+
+def show_panel(folder:Path, pictures:bool=True):
+    "Show what a panel's run found: where the marks of each way lie on films with two diseases."
+    from IPython.display import Image, Markdown, display
+    from lazyseg.panel import marks_table
+    run = read_metrics(folder)
+    display(marks_table(run))
+    if yes_or_no('pictures', pictures) and (folder/'figures'/'confusion.png').is_file(): display(Image(folder/'figures'/'confusion.png'))
+    s, test = run['settings'], sum(r['test'] for r in run['films'])
+    display(Markdown(f"Each row of the picture: on which disease the marks of one model lie. {run['credit']} {s['size']} px, profile {s['profile']}, seed {s['seed']}; "
+                     f"{test} test films, each of its own patient; {run['interval']}."))
 
 # %% ../nbs/make_report.ipynb #c48ca642
 def plan_runs(diseases, methods, sizes, # lists; no sizes: those of the paper, or 32 for the profile smoke
