@@ -229,7 +229,10 @@ def report(path):
     elif (ROOT / "nbs" / path.name).is_file(): # its notebook is a page too, under the same title
         about, book.cells[:0] = "", [nbformat.v4.new_markdown_cell(f"{about} An executed copy of [{title}]({'../' * len(where)}{path.name}); the code of each step is folded away. **Not a medical device.**")]
         title += ": what was found"
-    for cell in book.cells: quiet(cell)
+    for cell in book.cells:
+        quiet(cell)
+        if cell.cell_type == "markdown": # links to chapters were written where the chapters lie
+            cell.source = re.sub(r"\]\((\w+\.ipynb)", lambda m: f"]({'../' * len(where)}{m[1]}" if (NBS / m[1]).is_file() else m[0], cell.source)
     for credit in folder.glob("CREDIT.md"): book.cells.append(nbformat.v4.new_markdown_cell(re.sub(r"^#", "##", credit.read_text())))
     titled(book, title or path.stem, about)
     write(book, PROC / path.relative_to(ROOT))
