@@ -23,6 +23,7 @@ from lazyseg.report import already_there, find_runs, make_report, plan_runs, run
 from lazyseg.training import GeneratorScorer, get_learner, method
 
 pytestmark = pytest.mark.dev
+PROVENANCE = {"versions", "python", "commit", "machine", "peak_memory_gb", "date", "seconds", "settings", "credit"}
 WHAT = dict(diseases=["pneumonia"], methods=["paper", "lazyseg"], profile="smoke")
 
 
@@ -53,7 +54,7 @@ def test_a_report_made_twice_has_the_same_bits(twice):
 
 def test_metrics_say_on_what_they_were_made(twice):
     metrics = json.loads((twice[0] / "pneumonia/lazyseg-32/metrics.json").read_text())
-    assert {"versions", "python", "commit", "machine", "peak_memory_gb", "date", "seconds", "settings", "credit"} <= set(metrics)
+    assert PROVENANCE <= set(metrics)
     assert metrics["settings"]["seed"] == 0 and metrics["seconds"] > 0 and metrics["peak_memory_gb"] > 0
 
 
@@ -236,6 +237,12 @@ def test_every_caption_says_source_film_settings_and_seed():
     assert shown >= len(report.FIGURES)
     table = report.caption_table(runs)
     assert "Source: phantom" in table and "View: film" in table and "Seed: 0" in table and "CC BY" in table
+
+
+def test_kept_runs_say_on_what_they_were_made():
+    runs = [r for source in ("phantom", "table") for r in find_runs("reports", source)]
+    assert len(runs) >= 5
+    for run in runs: assert PROVENANCE <= set(run.metrics) and run.metrics["settings"]["seed"] >= 0, run.folder
 
 
 def test_kept_reports_are_small():
