@@ -110,6 +110,32 @@ def test_wrong_paths_are_code_1(films, kept, tmp_path, capsys, given, said, monk
     assert said in capsys.readouterr().err
 
 
+def test_a_panel_takes_no_threshold_and_writes_no_dicom(films, tmp_path, capsys):
+    (tmp_path / "panel").mkdir()
+    (tmp_path / "panel/panel.json").write_text("{}")
+    for more in (["--dicom"], ["--threshold", "0.5"]):
+        assert segment(films, tmp_path / "panel", tmp_path / "out", *more) == 1
+        assert "A panel has a threshold for each disease and writes no DICOM SEG" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_that_is_not_ours_any_more_is_made_anew(films, kept, tmp_path, capsys):
+    assert segment(films, kept, tmp_path / "out") == 0
+    (tmp_path / "out/films.csv").write_bytes(b"\xff\xfe not a table")
+    capsys.readouterr()
+    assert segment(films, kept, tmp_path / "out") == 0 and len(rows(tmp_path / "out")) == 5
+    assert "5 of 5 films marked (0 from an earlier call)" in capsys.readouterr().out
+
+
+def test_training_needs_a_checkout_and_papermill(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    assert cli.main(["train", "pneumonia", "--profile", "smoke", "--out", str(tmp_path)]) == 1
+    assert "pip install 'lazyseg[lab]'" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "project_root", lambda: tmp_path)
+    assert cli.main(["train", "pneumonia", "--profile", "smoke", "--out", str(tmp_path)]) == 1
+    assert "work in a checkout of lazyseg" in capsys.readouterr().err
+
+
 def test_ctrl_c_keeps_what_is_done(films, kept, tmp_path, monkeypatch, capsys):
     batches, work = [], cli.segment_batch
     def stop_at_the_second(job, paths, first, kept_rows=None):

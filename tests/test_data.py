@@ -243,14 +243,20 @@ def test_bad_tables_say_what_to_do(tmp_path, change, words):
 
 def test_bad_arguments(tmp_path):
     table = table_of(tmp_path)
+    (tmp_path/'torn.json').write_text('[{"file_name": "a.png"}]')
+    (tmp_path/'boxes.csv').write_text('Image Index,Finding Label,x,y,w,h\n0.png,Mass,1,2,3,4\n')
     for how, words in ((dict(where='labels ==='), "doesn't work on this table"), (dict(where="labels == 'x'"), 'leaves no film'), (dict(split='mine'), 'auto, official, patients'),
                        (dict(disease='pneumona'), "did you mean 'pneumonia'"), (dict(columns=dict(path='nope')), 'columns says'), (dict(valid=.6, test=.5), 'must leave films'),
-                       (dict(truth=('rsna', tmp_path/'no.csv')), 'no truth file')):
+                       (dict(truth=('rsna', tmp_path/'no.csv')), 'no truth file'), (dict(where='labels > 5'), "doesn't work on this table.*Its columns: path"),
+                       (dict(truth=('chestxdet', tmp_path/'torn.json')), "torn.json is not chestxdet's truth file as published"),
+                       (dict(truth=('nih', tmp_path/'boxes.csv')), "no 'pneumonia' on any of these 12 films. It knows: Mass")):
         with pytest.raises(LazysegError, match=words): get_source('table', table, root=tmp_path, **how)
     source = get_source('table', table, root=tmp_path)
     for how, words in ((dict(size=50), 'multiple of 8'), (dict(size=16, aspect=90.), 'not the shape'), (dict(size=16, view='lung'), 'film, crop, aligned, lungs'), (dict(size=16, bad='no'), 'stop, skip')):
         with pytest.raises(LazysegError, match=words): get_films(source, **how)
     with pytest.raises(LazysegError, match='no table'): get_source('table', tmp_path/'gone.csv')
+    with pytest.raises(LazysegError, match='does not hold Kaggle.s Chest X-Ray Images'): get_source('pneumonia', tmp_path)
+    with pytest.raises(LazysegError, match='takes no data'): get_source('phantom', tmp_path)
     with pytest.warns(UserWarning, match='patient of its own'): get_source('table', table.drop(columns='patient'), root=tmp_path)
 
 

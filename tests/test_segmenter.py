@@ -340,6 +340,15 @@ def test_an_overlay_shows_that_its_film_is_not_to_be_trusted(model):
     assert (odd.overlay(255 - FILM)[2:-2, 2:-2] == S.draw_mask(1 - FILM / np.float32(255), odd.mask)[2:-2, 2:-2]).all()
 
 
+def test_a_large_overlay_says_why_at_its_foot():
+    picture = np.full((480, 480, 3), 99, np.uint8)
+    said = S.warn_on(picture, ["its black and white seem swapped: set right, it would be nearer", "another"])
+    assert (said[12:-40, 12:-12] == 99).all() and not said[-14:-8, -40:-8].any(), "a black strip, after the words too"
+    letters = (said[-30:-6, 6:-6] == S.STRIPES[0]).all(-1)
+    assert letters.any() and not letters[:, -100:].any() and letters.any(0).argmax() < 30, "from the left, and within the picture"
+    assert (S.warn_on(picture, ["x"], words=False)[6:-6, 6:-6] == 99).all() and S.warn_on(picture, []) is picture
+
+
 def test_explore_frames_what_is_not_to_be_trusted(model):
     seen = S.Explorer(model, [FILM, 255 - FILM])
     marked = [np.asarray(Image.open(io.BytesIO(seen.draw(i, .1, .2)[0])))[:, -S.SHOWN:] for i in (0, 1)]
