@@ -483,6 +483,7 @@ print((own() - before)/len(films))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file() or platform.libc_ver()[0] != "glibc", reason="asks Linux, and glibc")
+@pytest.mark.skipif(int(pd.__version__.partition(".")[0]) < 3, reason="older pandas copies the table, and the copy stays until Python next looks for garbage")
 def test_a_large_table_costs_what_it_holds(tmp_path):
     "60,000 films cost a process some 190 bytes each; 390 before what reading leaves behind was handed back."
     for n in (600, 60_000):
