@@ -37,7 +37,7 @@ from .evaluation import _image_auroc, as_text, patient_draws
 from .phantom import CREDIT, DISEASES, several_arrays
 from .runs import outline
 from .segmenter import (BIGGEST_FILE, KNOWN, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, check_fields, fill_network, list_films,
-                               odd_about, read_json, read_numbers, sha256, take_numbers)
+                               odd_about, read_json, read_numbers, sha256, take_numbers, warn_on)
 from .thresholding import dice_from_areas, score_films, threshold_from_labels
 from .training import PROFILES, fit_method, read_state
 
@@ -373,7 +373,7 @@ def settled(self:Panel, view, place, notes, probability, state, found, far, odd)
 def overlay(self:Diagnosed, film, # the film itself: array or path
             most:int=1024, # pixels of its longer side at most
            ) -> np.ndarray: # (h, w, 3) uint8
-    "The film with an outline for each disease, in `COLOURS`; that of an unsure one is dashed."
+    "The film with an outline for each disease, in `COLOURS`; that of an unsure one is dashed; in a frame, where there is a warning."
     from lazyseg.data import read_film, resize
     film = read_film(film) if isinstance(film, (str, Path)) else as_grey(film)[0]
     small = min(1, most/max(film.shape))
@@ -385,7 +385,7 @@ def overlay(self:Diagnosed, film, # the film itself: array or path
         edge = mask & ~ndimage.binary_erosion(mask, iterations=max(1, round(max(h, w)/200)), border_value=1)
         if self.state[k] == UNSURE: edge &= dashes
         for where, share in ((mask, .12), (edge, 1.)): picture[where] = (1 - share)*picture[where] + share*np.array(COLOURS[k])
-    return picture.round().astype(np.uint8)
+    return warn_on(picture.round().astype(np.uint8), self.warnings)
 
 # %% ../nbs/08_several_diseases.ipynb #51abb8a9
 def palette() -> list: # of 768 numbers, for a PNG of `Diagnosed.labels`
