@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save as as_safetensors
 from scipy import ndimage
 from torch import Tensor
 
@@ -241,7 +241,7 @@ def lungs_version() -> str:
 def keep_net(net:Outliner, about:dict, folder:Path=None):
     "Write the weights and what is known of them."
     folder = Path(folder or here(''))
-    with whole_file(folder/'lungs.safetensors') as p: save_file({k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}, p)
+    with whole_file(folder/'lungs.safetensors') as p: p.write_bytes(as_safetensors({k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}))
     about = about | dict(sha256=hashlib.sha256((folder/'lungs.safetensors').read_bytes()).hexdigest())
     with whole_file(folder/'lungs.json') as p: p.write_text(json.dumps(about, indent=1, allow_nan=False) + '\n', encoding='utf-8')
 

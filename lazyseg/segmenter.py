@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save as as_safetensors
 from scipy import ndimage
 from torch import Tensor
 
@@ -471,7 +471,7 @@ def save(self:Segmenter, folder:str|Path, # made where it is not there
     files = {'weights.safetensors': weights}
     if self.known is not None: files['known.safetensors'] = {k: torch.as_tensor(np.asarray(v, np.float32)) for k, v in vars(self.known).items()}
     for name, numbers in files.items():
-        with whole_file(folder/name) as p: save_file(numbers, p)
+        with whole_file(folder/name) as p: p.write_bytes(as_safetensors(numbers))
     if self.metrics is not None:
         with whole_file(folder/'metrics.json') as p: p.write_text(json.dumps(self.metrics, indent=1, allow_nan=False) + '\n')
     about = dict(format=FORMAT, version=version('lazyseg'), **self.about, operating_point=self.point.to_dict(),

@@ -115,9 +115,15 @@ def test_no_folder(tmp_path):
 
 def test_a_failed_save_leaves_the_old_model(model, folder, monkeypatch):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    monkeypatch.setattr(S, "save_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(S, "as_safetensors", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError): replace(model, point=OperatingPoint(.9)).save(folder)
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_others_may_read_what_is_saved(folder):
+    "Every file has the rights that the user's own files get, weights too."
+    (folder / "mine").touch()
+    assert {f.stat().st_mode for f in folder.iterdir()} == {(folder / "mine").stat().st_mode}
 
 
 def test_the_committed_models_load_and_mark():
