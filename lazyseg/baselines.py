@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 'TABLES', 'Scorer', 'baseline', 'fit_empty',
            'LungMask', 'fit_lungs', 'maps_of', 'part', 'choose', 'pixel_contrast', 'blur', 'by_sign_and_blur',
-           'fit_intensity', 'fit_mean_difference', 'as_floats', 'ArrayLoader', 'SkipValidation', 'train',
+           'fit_intensity', 'fit_mean_difference', 'as_floats', 'ArrayLoader', 'SkipValidation', 'one_cycle', 'train',
            'FilmClassifier', 'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'activation_map',
            'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder',
            'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice',
@@ -198,6 +198,13 @@ class SkipValidation(Callback):
     order = -10
     def before_validate(self): raise CancelValidException
 
+def one_cycle(learn:Learner, epochs:int, # passes over the films
+              lr:float, # the top of the schedule
+             ) -> nn.Module: # in evaluation mode
+    "fastai's one-cycle schedule, with a bar where somebody watches."
+    with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(epochs, lr)
+    return learn.model.eval()
+
 def train(make_model:Callable, # () -> nn.Module
           loader:ArrayLoader, # training films
           loss:Callable, # (prediction, target) -> number
@@ -210,9 +217,7 @@ def train(make_model:Callable, # () -> nn.Module
     "Train a network by fastai's one-cycle schedule with AdamW; the same seed gives the same weights on a CPU."
     if valid is None: valid, kwargs['cbs'] = loader, SkipValidation()
     with no_random(seed):
-        learn = Learner(DataLoaders(loader, valid), make_model().to(default_device()), loss_func=loss, wd=.01, **kwargs)
-        with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(epochs, lr)
-    return learn.model.eval()
+        return one_cycle(Learner(DataLoaders(loader, valid), make_model().to(default_device()), loss_func=loss, wd=.01, **kwargs), epochs, lr)
 
 # %% ../nbs/06_baselines.ipynb #2525d25b
 POOLS = {
@@ -608,7 +613,7 @@ TABLES = {'dice': 'Dice at the frozen threshold', 'pixel_ap': 'pixel average pre
 def write_tables(found:dict, out:Path) -> Path: # the Markdown file
     "Write results.csv, results.json and results.md, and the two kinds of figure."
     out = Path(out)
-    table = long_table(found)
+    table = long_table(found).round(5)
     with whole_file(out/'results.csv') as p: table.to_csv(p, index=False)
     with whole_file(out/'results.json') as p: p.write_text(json.dumps(table.replace({np.nan: None}).to_dict('records'), indent=0) + '\n')
     first = next(iter(next(iter(found.values())).values()))
@@ -618,6 +623,8 @@ def write_tables(found:dict, out:Path) -> Path: # the Markdown file
         for mode in MODES if metric == 'dice' else MODES[:1]: text += [f'\n## {title}, threshold: {mode}\n', to_markdown(wide_table(found, metric, mode))]
     band = {d: as_text(methods['paper']['results'].get("paper's band", {}).get('dice')) for d, methods in found.items() if 'paper' in methods}
     if band: text += ["\nDice of the method `paper` with the paper's own band of 0.3 to 0.8: " + '; '.join(f'{d} {v}' for d, v in band.items()) + '.']
+    hours = sum(m.get('trained_seconds') or 0 for methods in found.values() for m in methods.values())/3600
+    text += [f"\nAll trainings together took {hours:.1f} hours by their own clocks; `make benchmark` runs two at a time."]
     failed = [f"- {n} on {d}: {m['failed']}" for d, methods in found.items() for n, m in methods.items() if 'failed' in m]
     if failed: text += ['\n## Did not train\n', *failed]
     with whole_file(out/'results.md') as p: p.write_text('\n'.join(text) + '\n')

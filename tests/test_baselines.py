@@ -91,6 +91,21 @@ def test_grad_cam_of_the_last_layer_is_the_class_activation_map():
     torch.testing.assert_close(b.grad_cam(model, model.body, films), expected.detach())
 
 
+def test_grad_cam_is_captums():
+    "An independent implementation gives the same maps, at every layer that we choose from."
+    attr = pytest.importorskip('captum.attr')
+    torch.manual_seed(1)
+    model, films, most = b.make_resnet(.25).eval(), torch.rand(3, 1, 48, 32), []
+    for stage in (1, 2, 3):
+        layer = model[0][3 + stage]
+        theirs = attr.LayerGradCam(lambda x: model(x)[:, None], layer).attribute(films, target=0).clamp(min=0)
+        theirs = torch.nn.functional.interpolate(theirs, films.shape[2:], mode='bilinear', align_corners=True)[:, 0]
+        ours = b.grad_cam(model, layer, films)
+        torch.testing.assert_close(ours, theirs.detach())
+        most.append(float(ours.max()))
+    assert max(most) > 0 # not empty maps
+
+
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
 def test_grad_cam_works_where_gradients_are_off(mode):
     model = b.FilmClassifier(width=4).eval()
