@@ -514,7 +514,7 @@ def panel_files():
     import torch
     torch.manual_seed(0)
     model, names = good_model(), ('pneumonia', 'edema')
-    diagnosis = Diagnosis(diagnosis_net(2, 1/16), names, *np.array([[1, 1], [0, 0], [.1, .1], [.2, .2]], float))
+    diagnosis = Diagnosis(diagnosis_net(2), names, *np.array([[1, 1], [0, 0], [.1, .1], [.2, .2]], float))
     panel = Panel({n: replace(model) for n in names}, diagnosis, known=model.known, metrics=dict(results={}))
     with tempfile.TemporaryDirectory() as d:
         panel.save(d)

@@ -1,5 +1,6 @@
 """`explore` in a real JupyterLab, in a real headless Chromium: moved by the mouse, read from the page."""
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,33 @@ def test_explore_follows_the_mouse(shown_in_lab, page, pictures):
     page.screenshot(pictures / "explore-after.png")
     updates = [int(n) for n in re.findall(r"update (\d+)", said())]
     assert updates # how long they take is measured in benchmarks/segmenter.py
+
+
+PANEL = """
+from lazyseg.segmenter import explore
+from lazyseg.panel import Panel
+from lazyseg.phantom import several_arrays
+table, arrays = several_arrays(12, 64, seed=5)
+explore(Panel.load('FOLDER'), list(arrays['film']))
+"""
+
+
+def test_a_panel_is_explored_disease_by_disease(shown_in_lab, page, pictures):
+    "The panel that is kept: the diagnosis above, and the buttons choose whose marks are shown."
+    folder = Path(__file__).parent.parent / "reports/panel/phantom-64/model"
+    said = shown_in_lab(PANEL.replace("FOLDER", folder.as_posix()), until="image score")
+    first, shown = said(), "document.querySelector('.widget-image')?.src"
+    assert all(d in first for d in ("pneumonia", "edema", "emphysema", "hernia")) and "film 1 of 12" in first
+    picture = page.js(shown)
+    page.screenshot(pictures / "explore-panel-before.png")
+    page.click(".widget-toggle-button:nth-of-type(4)") # hernia
+    wait_for(lambda: page.js(shown) != picture, 90, "the marks of another disease")
+    assert page.js("document.querySelector('.widget-toggle-button.mod-active').innerText") == "hernia"
+    told = said()
+    page.drag(".widget-slider:nth-of-type(1) .noUi-handle", 160) # film
+    wait_for(lambda: "film 1 of 12" not in said() and said() != told, 90, "another film and its diagnosis")
+    time.sleep(2) # the last of several moves
+    turned = re.search(r"film (\d+) of 12", said())[1]
+    page.screenshot(pictures / "explore-panel-after.png")
+    page.click(".widget-toggle-button:nth-of-type(2)") # the film stays when the disease changes
+    wait_for(lambda: page.js("document.querySelector('.widget-toggle-button.mod-active').innerText") == "edema" and f"film {turned} of 12" in said(), 90, "the same film, edema")

@@ -18,7 +18,7 @@ def panel():
     "Two models that differ, and a diagnosis that rules nothing out."
     torch.manual_seed(0)
     models = {name: fuzz.good_model() for name in ("pneumonia", "edema")}
-    diagnosis = Diagnosis(diagnosis_net(2, 1 / 16), tuple(models), np.array([1., 2.]), np.array([0., .5]), np.array([0., 0.]), np.array([.9, .1]))
+    diagnosis = Diagnosis(diagnosis_net(2), tuple(models), np.array([1., 2.]), np.array([0., .5]), np.array([0., 0.]), np.array([.9, .1]))
     return Panel(models, diagnosis, known=fuzz.good_model().known, about=dict(way="alone"), metrics=dict(results={}))
 
 
@@ -34,7 +34,7 @@ def test_what_is_saved_comes_back(panel, folder):
     for name in panel.diseases:
         top = found.found[name].scores.max()
         assert np.allclose(found.found[name].scores, again.found[name].scores, atol=5e-3 * top) and again.found[name].scores.dtype == np.float32
-    assert load_file(folder / "diagnosis.safetensors")["net.3.weight"].dtype == torch.float16
+    assert load_file(folder / "diagnosis.safetensors")["net.0.0.weight"].dtype == torch.float16
     assert found.distance == pytest.approx(again.distance, rel=1e-4) and load_model(folder).metrics == dict(results={})
 
 
@@ -57,7 +57,7 @@ def change(folder, **what):
 @pytest.mark.parametrize("what, said", [
     (dict(diseases=["../panel/pneumonia", "edema"]), "is not the name of a model"), (dict(diseases=["/etc", "edema"]), "is not the name of a model"),
     (dict(diseases=[]), "names 0 diseases"), (dict(diseases=["edema", "edema"]), "is not the name of a model"), (dict(rule="loudest"), "Choose one of: both"),
-    (dict(width=1e9), "width is 1000000000.0; it has to lie in"), (dict(width=.5), "asks for"), (dict(diseases=["edema"]), "asks for"),
+    (dict(diseases=["edema"]), "asks for"),
     (dict(files={}), "not the file that was saved"), (dict(models={"pneumonia": "0", "edema": "0"}), "not the file that was saved with this panel"), (dict(format=99), "another format")])
 def test_a_changed_panel_is_refused(folder, what, said):
     change(folder, **what)
