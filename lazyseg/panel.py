@@ -6,9 +6,10 @@
 __all__ = ['WAYS', 'HEAD', 'ABSENT', 'UNSURE', 'PRESENT', 'STATES', 'RULES', 'COLOURS', 'PANEL_FORMAT', 'PANELS', 'Several',
            'several_films', 'one_disease', 'small_resnet', 'diagnosis_net', 'Diagnosis', 'calibrate_diagnosis',
            'fit_diagnosis', 'calibration_error', 'with_interval', 'draws_of', 'measure_diagnosis', 'cross_diagnose',
-           'count_marks', 'mark_draws', 'measure_marks', 'compare_marks', 'settle', 'choose_rule', 'Diagnosed', 'Panel',
-           'palette', 'label_picture', 'panel_card', 'read_panel', 'load_model', 'fit_one', 'marks_of', 'make_panel',
-           'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'marks_table', 'figure_confusion', 'explore_panel']
+           'count_marks', 'mark_draws', 'measure_marks', 'compare_marks', 'settle', 'told_by_area', 'choose_rule',
+           'choose_way', 'Diagnosed', 'Panel', 'palette', 'label_picture', 'panel_card', 'read_panel', 'load_model',
+           'fit_one', 'marks_of', 'make_panel', 'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'marks_table',
+           'figure_confusion', 'explore_panel']
 
 # %% ../nbs/08_several_diseases.ipynb #f4c2be2a
 import copy, hashlib, json
@@ -275,14 +276,27 @@ def settle(masks, # (..., K, H, W) bool: what each disease's own model marks
     return masks & first
 
 # %% ../nbs/08_several_diseases.ipynb #74a1ebde
+def told_by_area(masks, # (N, K, H, W) bool: what is marked on validation films
+                 has, # (N, K) bool, their labels
+                 patients=None, n_boot:int=0, seed:int=0) -> np.ndarray: # (1 + n_boot,), the films as they are first
+    "How well the marked area tells films with a disease from films with another: AUROC, the mean over diseases. Healthy films, which are easier, do not count unless there is one disease only."
+    rows = np.flatnonzero(has.any(1) if has.shape[1] > 1 else np.full(len(has), True))
+    weights = draws_of(np.arange(len(has)) if patients is None else np.asarray(patients), n_boot, seed)[:, rows]
+    area, has = masks[rows].mean((2, 3)), has[rows]
+    return np.mean([_image_auroc(weights, pd.DataFrame(dict(image_score=a, diseased=y))) for a, y in zip(area.T, has.T) if 0 < y.sum() < len(y)], 0)
+
 def choose_rule(masks, margins, probability, # (N, K, H, W), (N, K, H, W), (N, K): of validation films
                 has, # (N, K) bool, their labels
-               ) -> tuple: # the rule, {rule: how well the marked area tells films with a disease from films with another (mean AUROC)}
-    "The rule after which marks go best with labels: no outline is needed. Healthy films, which are easier, do not count unless there is one disease only."
-    rows = has.any(1) if has.shape[1] > 1 else np.full(len(has), True)
-    def tells(kept): return float(np.mean([roc_auc_score(y, a) for a, y in zip(kept[rows].mean((2, 3)).T, has[rows].T) if 0 < y.sum() < len(y)]))
-    found = {rule: tells(settle(masks, margins, probability, rule)) for rule in RULES}
+               ) -> tuple: # the rule, {rule: `told_by_area`}
+    "The rule after which marks go best with labels: no outline is needed."
+    found = {rule: float(told_by_area(settle(masks, margins, probability, rule), has)[0]) for rule in RULES}
     return max(found, key=found.get), found
+
+def choose_way(told:dict, # {way: draws of `told_by_area`, on the same films with the same draws}
+              ) -> str: # one of them
+    "The way whose marks go best with labels. One that is worse by less than a standard error of the difference is no worse; the last of these is taken."
+    best = max(told, key=lambda way: told[way][0])
+    return [way for way, draws in told.items() if way == best or told[best][0] - draws[0] < (told[best] - draws)[1:].std()][-1]
 
 # %% ../nbs/08_several_diseases.ipynb #21d6b60a
 COLOURS = ((230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66), (0, 114, 178), (86, 180, 233), (153, 153, 153))
