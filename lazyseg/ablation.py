@@ -18,7 +18,7 @@ import torch
 from fastai.callback.core import Callback
 from matplotlib.ticker import MaxNLocator
 
-from .baselines import example_rows
+from .baselines import example_rows, in_steps
 from .core import LazysegError, forget_place, one_of, project_root
 from .evaluation import best_dice, image_auroc, label_only_criteria, marked_area, pixel_average_precision
 from .thresholding import score_films, threshold_from_labels
@@ -108,7 +108,7 @@ def examples(scorer, films, # with truth
     x = torch.from_numpy(np.array(some.film))[:, None].float()/255
     c = scorer.counterpart(x)
     arrays = dict(maps=scorer(x), counterpart=c.film[:, 0], mask=c.mask, delta=c.delta, flow=c.flow)
-    return dict(film=np.array(some.film), truth=np.array(some.truth)) | {k: v.detach().cpu().numpy().astype(np.float16) for k, v in arrays.items() if v is not None}
+    return dict(film=np.array(some.film), truth=np.array(some.truth)) | {k: in_steps(v.detach().cpu().numpy()).astype(np.float16) for k, v in arrays.items() if v is not None}
 
 # %% ../nbs/03a_ablation.ipynb #fc52baae
 def ablation_runs(folder='reports/ablation', # from the project's root
