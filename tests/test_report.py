@@ -1,4 +1,5 @@
 """The whole report: twice the same bits, a disease that fails, films nobody may show, papermill's traps, the device."""
+import base64
 import json
 import os
 import re
@@ -243,6 +244,20 @@ def test_kept_runs_say_on_what_they_were_made():
     runs = [r for source in ("phantom", "table") for r in find_runs("reports", source)]
     assert len(runs) >= 5
     for run in runs: assert PROVENANCE <= set(run.metrics) and run.metrics["settings"]["seed"] >= 0, run.folder
+
+
+def test_pictures_in_notebooks_have_few_colours():
+    "`python tests/pictures.py` has been run on all that is kept: it would make none of them smaller by a fiftieth."
+    from lazyseg.core import fewer_colours
+    large = []
+    for book in [*project_root().glob("nbs/**/*.ipynb"), *project_root().glob("reports/**/*.ipynb")]:
+        if book.name.endswith("running.ipynb") or ".ipynb_checkpoints" in book.parts: continue
+        for cell in json.loads(book.read_text(encoding="utf-8"))["cells"]:
+            for out in cell.get("outputs", []):
+                if "image/png" not in out.get("data", {}): continue
+                png = base64.b64decode("".join(out["data"]["image/png"]))
+                if len(fewer_colours(png)) < .98 * len(png): large.append(book.name)
+    assert not large, f"python tests/pictures.py: {', '.join(sorted(set(large)))}"
 
 
 def test_kept_reports_are_small():
