@@ -10,9 +10,8 @@ __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'EXAMPLES', 'FLOORS',
            'upsample', 'activation_map', 'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder',
            'fit_autoencoder', 'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet',
            'outline_loss', 'PixelDice', 'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows',
-           'in_steps', 'measure_method', 'slug', 'run_one', 'benchmark_settings', 'method_names', 'benchmark',
-           'kept_benchmark', 'long_table', 'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark',
-           'figure_maps']
+           'in_steps', 'measure_method', 'run_one', 'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark',
+           'long_table', 'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
 
 # %% ../nbs/06_baselines.ipynb #1a427b75
 import json, time
@@ -452,7 +451,6 @@ class KeepBest(TrackerCallback):
         best = max(self.reached)
         return f"epoch {self.reached.index(best) + 1} of {len(self.reached)} by validation {self.monitor}: " + ' '.join(f'{r:.3f}' for r in self.reached)
 
-
 # %% ../nbs/06_baselines.ipynb #b9fb3650
 @baseline('supervised U-Net')
 def fit_unet(films:Films, seed:int=0, epochs:int=10, width:int=16) -> Scorer:
@@ -517,7 +515,7 @@ def measure_method(scorer:Callable, films:Films, seed:int=0) -> tuple[dict, dict
     return results, arrays
 
 # %% ../nbs/06_baselines.ipynb #0110fb20
-def slug(name:str) -> str:
+def _slug(name:str) -> str:
     "A name as a folder."
     return name.lower().replace(' ', '-')
 
@@ -528,11 +526,11 @@ def run_one(name:str, disease:str, films:Callable, # () -> Films, asked only whe
             settings:dict, # size, films, profile, seed: a run with other settings is made anew
            ) -> dict: # what is in metrics.json
     "Train and measure one method on one disease, unless that was done already with the same settings."
-    folder, asked = Path(out)/disease/slug(name), dict(method=name, disease=disease, **settings)
+    folder, asked = Path(out)/disease/_slug(name), dict(method=name, disease=disease, **settings)
     try: kept = read_metrics(folder)
     except (OSError, ValueError): kept = {}
     if kept.get('settings') == asked: return kept
-    work = cache_dir('benchmark', f"{disease}-{slug(name)}-{'-'.join(map(str, settings.values()))}")
+    work = cache_dir('benchmark', f"{disease}-{_slug(name)}-{'-'.join(map(str, settings.values()))}")
     films, found = films(), dict(settings=asked)
     try: scorer = fit_any(name, films, settings['profile'], settings['seed'], work)
     except LazysegError as e: found |= dict(failed=str(e), results={}) # a method that diverges is a finding, not an accident
@@ -581,7 +579,7 @@ def kept_benchmark(out:Path|str='reports/benchmark', # folder, from the project'
                   ) -> dict: # disease -> method -> metrics
     "What `benchmark` left; empty where it was not run."
     names, folder = method_names('method', 'all'), project_root()/out
-    found = {d: {n: read_metrics(folder/d/slug(n)) for n in names if (folder/d/slug(n)/'metrics.json').is_file()} for d in DISEASES}
+    found = {d: {n: read_metrics(folder/d/_slug(n)) for n in names if (folder/d/_slug(n)/'metrics.json').is_file()} for d in DISEASES}
     return {d: methods for d, methods in found.items() if methods}
 
 # %% ../nbs/06_baselines.ipynb #1f6f905d
@@ -659,7 +657,7 @@ def figure_benchmark(found:dict, metric:str='dice', mode:str=MODES[0]) -> plt.Fi
 # %% ../nbs/06_baselines.ipynb #619bd848
 def figure_maps(found:dict, disease:str, out:Path) -> plt.Figure:
     "Maps of every method on the same four test films, truth and mask outlined."
-    kept = {n: np.load(project_root()/out/disease/slug(n)/'examples.npz') for n, m in found[disease].items() if 'failed' not in m}
+    kept = {n: np.load(project_root()/out/disease/_slug(n)/'examples.npz') for n, m in found[disease].items() if 'failed' not in m}
     order = [n for n in wide_table({disease: found[disease]}).index if n in kept]
     kept = {n: kept[n] for n in order if n not in FLOORS} or {n: kept[n] for n in order}
     films = np.load(project_root()/out/disease/'films.npz')

@@ -7,9 +7,9 @@ __all__ = ['WAYS', 'HEAD', 'ABSENT', 'UNSURE', 'PRESENT', 'STATES', 'RULES', 'CO
            'several_films', 'one_disease', 'small_resnet', 'diagnosis_net', 'Diagnosis', 'calibrate_diagnosis',
            'fit_diagnosis', 'calibration_error', 'with_interval', 'draws_of', 'measure_diagnosis', 'cross_diagnose',
            'count_marks', 'mark_draws', 'measure_marks', 'compare_marks', 'settle', 'told_by_area', 'choose_rule',
-           'choose_way', 'Diagnosed', 'Panel', 'palette', 'label_picture', 'panel_card', 'read_panel', 'load_model',
-           'fit_one', 'marks_of', 'make_panel', 'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'marks_table',
-           'figure_confusion', 'explore_panel']
+           'choose_way', 'Diagnosed', 'Panel', 'palette', 'label_picture', 'load_model', 'fit_one', 'marks_of',
+           'make_panel', 'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'marks_table', 'figure_confusion',
+           'explore_panel']
 
 # %% ../nbs/08_several_diseases.ipynb #f4c2be2a
 import copy, hashlib, json
@@ -381,10 +381,10 @@ def judge(self:Panel, prepared:list, # of (view, place, notes), from `prepare`
     for k, (name, segmenter) in enumerate(self.segmenters.items()):
         rows = np.flatnonzero(states[:, k] != ABSENT)
         for i, one in zip(rows, segmenter.judge([prepared[i] for i in rows]) if len(rows) else ()): found[i][name] = one
-    return [self.settled(view, place, notes, *rest) for (view, place, notes), *rest in zip(prepared, probability, states, found, far, odd)]
+    return [self._settled(view, place, notes, *rest) for (view, place, notes), *rest in zip(prepared, probability, states, found, far, odd)]
 
 @patch
-def settled(self:Panel, view, place, notes, probability, state, found, far, odd) -> Diagnosed:
+def _settled(self:Panel, view, place, notes, probability, state, found, far, odd) -> Diagnosed:
     "One film's result: overlaps settled, what is odd said."
     masks, margins = np.zeros((2, len(self.diseases), *view.shape), np.float32)
     for k, (name, s) in enumerate(self.segmenters.items()):
@@ -440,12 +440,12 @@ def save(self:Panel, folder:str|Path) -> Path:
     about = dict(format=PANEL_FORMAT, version=version('lazyseg'), **self.about, diseases=list(self.diseases), rule=self.rule,
                  files={'diagnosis.safetensors': sha256(folder/'diagnosis.safetensors')},
                  models={name: sha256(folder/name/'settings.json') for name in self.diseases}, note=NOTE)
-    with whole_file(folder/'README.md') as p: p.write_text(panel_card(about), encoding='utf-8')
+    with whole_file(folder/'README.md') as p: p.write_text(_panel_card(about), encoding='utf-8')
     with whole_file(folder/'panel.json') as p: p.write_text(json.dumps(about, indent=1) + '\n')
     return folder
 
 # %% ../nbs/08_several_diseases.ipynb #4d2ca85a
-def panel_card(about:dict) -> str: # Markdown
+def _panel_card(about:dict) -> str: # Markdown
     "README.md of a panel's folder."
     bits = ', '.join(f'{2**k} {d}' for k, d in enumerate(about['diseases']))
     return '\n'.join([f"# A panel for {', '.join(about['diseases'])}", '', f"**{NOTE}** Nothing it says or leaves unsaid may guide the care of a patient.", '',
@@ -457,7 +457,7 @@ def panel_card(about:dict) -> str: # Markdown
         '', f"Written by lazyseg {about['version']}.", ''])
 
 # %% ../nbs/08_several_diseases.ipynb #2e7a72cd
-def read_panel(folder:Path) -> dict:
+def _read_panel(folder:Path) -> dict:
     "panel.json, checked."
     file = folder/'panel.json'
     if not file.is_file(): raise LazysegError(f"{file} is missing: {folder} is not a panel that lazyseg saved.")
@@ -479,7 +479,7 @@ def load(cls:Panel, folder:str|Path, # that `save` wrote
     "Load a panel's folder. Nothing in it is run; whatever is wrong with it is named in a `LazysegError`."
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise LazysegError(f"There is no panel folder {folder}.")
-    about, models = read_panel(folder), {}
+    about, models = _read_panel(folder), {}
     for name in about['diseases']:
         file = folder/name/'settings.json'
         if file.is_file() and file.stat().st_size <= BIGGEST_FILE['.json'] and sha256(file) != about['models'][name]: raise LazysegError(f"{file} is not the file that was saved with this panel. Get the folder anew.")
