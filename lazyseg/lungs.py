@@ -7,7 +7,7 @@ __all__ = ['SIZE', 'WIDTH', 'BLOCKS', 'SURE', 'largest', 'outlined_lungs', 'scho
            'waves', 'shapes', 'move', 'soften', 'lay', 'clutter', 'expose_anew', 'bars', 'level', 'disturb',
            'outline_cost', 'learning_rate', 'train_step', 'train_lungs', 'here', 'about_lungs', 'lungs_version',
            'keep_net', 'lung_net', 'keep_lungs', 'how_sure', 'lung_logits', 'find_lungs', 'lung_facts', 'no_lungs',
-           'odd_lungs', 'overlap', 'measure_lungs', 'summary', 'main']
+           'odd_lungs', 'overlap', 'measure_lungs', 'summary']
 
 # %% ../nbs/01b_lungs.ipynb #641f6283
 import hashlib, json, math, os, sys
@@ -351,7 +351,7 @@ def summary(found, # from `measure_lungs`
 # %% ../nbs/01b_lungs.ipynb #b23fd73e
 _FILMS, _STEPS, _SEED = 256, 700, 0
 
-def main() -> int:
+def _main() -> int:
     "`python -m lazyseg.lungs`: make the network again, and measure it where real films are."
     from lazyseg.data import get_source
     from lazyseg.phantom import VERSION
@@ -368,4 +368,4 @@ def main() -> int:
     print(json.dumps(about['measured'].get('held back', {}), indent=1))
     return 0
 
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main()) # python -m lazyseg.lungs
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(_main()) # python -m lazyseg.lungs

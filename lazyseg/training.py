@@ -201,13 +201,13 @@ class Translator(nn.Module):
 
     def forward(self, healthy:Tensor, sick:Tensor) -> dict[str, Tensor]:
         m, cost = self.m, {}
-        counterpart, same = self.translate(self.there.generator, sick, healthy)
+        counterpart, same = self._translate(self.there.generator, sick, healthy)
         cost['fool'], cost['catch'] = self.there.bills(healthy, counterpart.film, sick if m.sick else None, m)
         if same is not None: cost['identity'] = (same.film - healthy).abs().mean()
         if m.area and m.faint: cost['area'] = visible(counterpart.change(sick), m.faint)
         elif m.area and counterpart.mask is not None: cost['area'] = counterpart.mask.mean()
         if counterpart.flow is not None: cost['smooth'] = unevenness(counterpart.flow)
-        if self.back is not None: self.go_back(healthy, sick, counterpart, cost)
+        if self.back is not None: self._go_back(healthy, sick, counterpart, cost)
         weights = dict(fool=m.adversarial, identity=m.identity, area=self.area_price(), smooth=m.smooth, cycle=m.cycle_price,
                        catch=1., fool_back=m.adversarial, catch_back=1., identity_back=m.identity)
         cost['loss'] = sum(weights[k] * v for k, v in cost.items())
@@ -221,7 +221,7 @@ def area_price(self:Translator) -> float:
 
 # %% ../nbs/03_training.ipynb #f90ac54f
 @patch
-def translate(self:Translator, generator, films, others) -> tuple[Counterpart, Counterpart|None]:
+def _translate(self:Translator, generator, films, others) -> tuple[Counterpart, Counterpart|None]:
     "Counterparts of `films` and, where changing them has a price, of `others`, in one call."
     if not self.m.identity: return generator(films), None
     both = generator(torch.cat([films, others]))
@@ -230,14 +230,14 @@ def translate(self:Translator, generator, films, others) -> tuple[Counterpart, C
     return part(slice(n)), part(slice(n, None))
 
 @patch
-def go_back(self:Translator, healthy, sick, counterpart, cost):
+def _go_back(self:Translator, healthy, sick, counterpart, cost):
     "Add the costs of the second direction and of the round trips."
     m, there, back = self.m, self.there.generator, self.back.generator
     if m.cycle == 'guided':
         borrowed = counterpart.mask.detach().roll(1, 0)[torch.arange(len(healthy), device=healthy.device) % len(sick)]
         made, returned = back(healthy, borrowed).film, back(counterpart.film, counterpart.mask).film
     else:
-        made, same = self.translate(back, healthy, sick)
+        made, same = self._translate(back, healthy, sick)
         made = made.film
         if same is not None: cost['identity_back'] = (same.film - sick).abs().mean()
         returned = back(counterpart.film).film
@@ -380,7 +380,7 @@ class Checkpoint(Callback):
 
 # %% ../nbs/03_training.ipynb #5ff9b65a
 @patch
-def restore(self:Checkpoint, epochs:int) -> int: # epochs that are done
+def _restore(self:Checkpoint, epochs:int) -> int: # epochs that are done
     "Load the checkpoint into the learner. A finished training of other settings is left for a new one, an unfinished one is an error."
     if not rank_distrib(): forget_torn(self.path)
     if not self.path.exists(): return 0
@@ -436,7 +436,7 @@ def fit_method(films, # `Films` with splits train and valid
     kept = Checkpoint(Path(folder)/'checkpoint.pt', run) if folder else None
     learn = get_learner(dls, m, seed=seed, cbs=[*cbs, *filter(None, [kept])])
     learn.create_opt()
-    done = kept.restore(epochs) if kept else 0
+    done = kept._restore(epochs) if kept else 0
     with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
         learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)

@@ -82,7 +82,7 @@ FAULTS = [
     ('lesions are pasted that another film has', 'exercises', "films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[n//2:]]])", "films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[:n - n//2]]])", X + 'test_what_is_pasted_lies_under_its_outline'),
     ('weights of another seed are taken for these', 'training', "if not same_choices(state['choices'], self.choices()):", "if False:", N + 'test_a_finished_training_is_not_taken_for_another_seed'),
     ('a pupil of another exercise book is taken', 'training', "asdict(m) | run | dict(book=BOOK_VERSION)", "asdict(m) | run", N + 'test_a_pupil_is_taught_anew_when_the_exercise_book_is_another'),
-    ('domains change places in training', 'training', "counterpart, same = self.translate(self.there.generator, sick, healthy)", "counterpart, same = self.translate(self.there.generator, healthy, sick)", F + 'test_training_turns_the_diseased_films'),
+    ('domains change places in training', 'training', "counterpart, same = self._translate(self.there.generator, sick, healthy)", "counterpart, same = self._translate(self.there.generator, healthy, sick)", F + 'test_training_turns_the_diseased_films'),
     # the phantom
     ('a changed byte of the cache goes unnoticed', 'phantom', "if done.get(c) != self.check(c)]", "if c not in done]", P + 'test_a_broken_cache_is_rebuilt[flipped byte]'),
     ('a cache cut short is taken as it is', 'phantom', "        if found.shape == shape and found.dtype == dtype: return found\n", "        return found\n", P + 'test_a_broken_cache_is_rebuilt[another shape]'),
