@@ -122,7 +122,7 @@ def find_runs(out:Path|str, # folder of all reports
     for file in sorted((project_root()/Path(out).expanduser()/source).glob('*/*/metrics.json')):
         try: run = Run(file.parent, read_metrics(file.parent))
         except ValueError as e: raise LazysegError(f"{file} is damaged ({e}). Remove it and run `lazyseg report` again.") from e
-        runs.append(run)
+        if 'epochs' in run.metrics: runs.append(run) # a run that `nbs/boxes.ipynb` measured is a report of its own
     return sorted(runs, key=lambda r: (order(r.disease.lower(), DISEASES), r.disease, r.size, order(r.method, ('paper', 'cyclegan', 'lazyseg')), r.method))
 
 def nearest_run(runs:list, disease:str, method:str, size:int) -> Run|None:

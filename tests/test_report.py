@@ -246,6 +246,17 @@ def test_kept_runs_say_on_what_they_were_made():
     for run in runs: assert PROVENANCE <= set(run.metrics) and run.metrics["settings"]["seed"] >= 0, run.folder
 
 
+def test_the_report_over_real_films_is_what_the_runs_say():
+    "All four diseases, none of which has outlines; a run measured against boxes lies beside them, and is no line of the table."
+    runs = find_runs("reports", "table")
+    assert (project_root() / "reports/table/Opacity/lazyseg-64/metrics.json").is_file()
+    assert [r.disease for r in runs] == ["Pneumonia", "Edema", "Emphysema", "Hernia"]
+    table = report.paper_table(runs).reset_index()
+    assert len(table) == 8 and (table["Dice"].isin(["", "not defined"])).all() and (table.patients.astype(int) > 50).all()
+    text = (project_root() / "reports/table/report.ipynb").read_text(encoding="utf-8")
+    assert all(cell in text for cell in table["image AUROC"])
+
+
 def test_pictures_in_notebooks_have_few_colours():
     "`python tests/pictures.py` has been run on all that is kept: it would make none of them smaller by a fiftieth."
     from lazyseg.core import fewer_colours
