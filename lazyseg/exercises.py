@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOOK_VERSION', 'look_at', 'smooth', 'outlines', 'lesions_of', 'scatter', 'elsewhere', 'developed', 'Exercises',
-           'outline_cost', 'NoValidation', 'teach']
+           'outline_cost', 'NoValidation', 'taught_films', 'teach']
 
 # %% ../nbs/03b_exercises.ipynb #dab31504
 import math
@@ -160,6 +160,16 @@ class NoValidation(Callback):
     "Skips the validation part of every epoch."
     def before_validate(self): raise CancelValidException
 
+# %% ../nbs/03b_exercises.ipynb #bd23d528
+def taught_films(films:Films, # with the split train
+                 most:int=4096, # of each kind
+                ) -> Films: # in the order of the table
+    "The training films that a lesson is made from: all, or so many healthy and so many diseased ones, evenly spread."
+    sick, train = films.table.diseased.to_numpy(bool), (films.table.split == 'train').to_numpy()
+    rows = [np.flatnonzero(train & kind) for kind in (~sick, sick)]
+    spread = [r if len(r) <= most else r[np.linspace(0, len(r) - 1, most).astype(int)] for r in rows]
+    return films[np.sort(np.concatenate(spread))]
+
 # %% ../nbs/03b_exercises.ipynb #3ce78564
 BOOK_VERSION = 1 # raise it when the same teacher, films and seed would no longer make the same pupil: a kept one is then taught anew
 
@@ -170,7 +180,7 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
           rare:float=.01, # see `lesions_of`
           seed:int=0) -> PupilScorer:
     "Train a pupil on what the teacher's generator found; image-level labels only."
-    part = films.split('train')
+    part = taught_films(films)
     changes, where = lesions_of(scorer, part, rare)
     book = Exercises(part, changes, where, steps, seed=seed, device=default_device())
     set_seed(seed, reproducible=True)
