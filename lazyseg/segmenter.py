@@ -596,17 +596,17 @@ def fill_network(make, # makes the network that the settings describe
     return net.float().requires_grad_(False)
 
 # %% ../nbs/09_your_films.ipynb #5f0faa01
-_NETWORK = dict(head=str, width=(int, 2, 256), blocks=(int, 0, 64), norm=str, upsample=str, skips=bool, halvings=(int, 0, 16), map=str) # choices that outlive the training
+_NETWORK = dict(head=str, width=(int, 2, 256), blocks=(int, 0, 64), norm=str, upsample=str, skips=bool, halvings=(int, 0, 16), height=(int, 0, 4096), map=str) # choices that outlive the training
 
 def _build_scorer(about:dict, weights:dict, folder:Path):
     "The networks that settings.json describes, with their weights."
-    choices = {'halvings': 0} | about['choices']
+    choices = dict(halvings=0, height=0) | about['choices']
     check_fields(choices, _NETWORK, f"{folder/'settings.json'}: choices:")
     fill = lambda part, make: fill_network(make, part, weights, folder/'weights.safetensors', folder/'settings.json')
     stray = [k for k in weights if k.partition('.')[0] not in ('generator', 'pupil', 'calibration')]
     if stray: raise LazysegError(f"{folder/'weights.safetensors'} holds {min(stray)}, which settings.json does not ask for.")
     c = SimpleNamespace(**choices)
-    scorer = GeneratorScorer(fill('generator', lambda: Generator(c.width, c.blocks, c.norm, c.upsample, c.head, c.skips, halvings=c.halvings)), c.map, about['name'])
+    scorer = GeneratorScorer(fill('generator', lambda: Generator(c.width, c.blocks, c.norm, c.upsample, c.head, c.skips, halvings=c.halvings, height=c.height)), c.map, about['name'])
     return PupilScorer(fill('pupil', lambda: Outliner(c.width)), scorer, about['name']) if any(k.startswith('pupil.') for k in weights) else scorer
 
 # %% ../nbs/09_your_films.ipynb #dab7ccfa

@@ -31,7 +31,7 @@ from torch import nn, Tensor
 from .core import LazysegError, one_of, forget_torn, somebody_watches, whole_file
 from .data import unpaired_loaders
 from .exercises import BOOK_VERSION, NoValidation, PupilScorer, teach
-from .models import Counterpart, Discriminator, Generator, GeneratorScorer, Outliner
+from .models import Counterpart, Discriminator, Generator, GeneratorScorer, Outliner, shrink
 from .scale import device_profile
 
 # %% ../nbs/03_training.ipynb #946b6600
@@ -59,6 +59,7 @@ class Method:
     haze: float = 0.  # noise on all that the discriminator sees, grey values at each scale: no faint touch can fool it
     rise: float = 1.  # times this by the end: first find the disease, then say no more than needed
     smooth: float = 1.  # price of an uneven displacement, for the heads warp and move
+    height: int = 64  # pixels: generator and discriminator look at taller films shrunk to it; 0: at films as they are
     halvings: int = 0  # for these heads: above 0 the displacement cannot fold, see `integrate`
     lr: float = 2e-4  # generator's learning rate
     critic_lr: float = 1e-3  # discriminator's learning rate
@@ -72,9 +73,9 @@ class Method:
 # %% ../nbs/03_training.ipynb #9184793c
 METHODS = {
     'paper': Method(head='plain', cycle='full', width=32, upsample='transpose', sick=0., identity=0., area=0., lr=5e-3,
-                    critic_lr=2e-4, decay=0., average=0., augment='paper', map='paper', exercises=0.),
+                    critic_lr=2e-4, decay=0., average=0., augment='paper', map='paper', height=0, exercises=0.),
     'cyclegan': Method(head='plain', cycle='full', width=32, norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
-                       lr=2e-4, critic_lr=2e-4, average=0., exercises=0.),
+                       lr=2e-4, critic_lr=2e-4, average=0., height=0, exercises=0.),
     'lazyseg': Method(haze=.02, faint=.015, rise=5.),
 }
 
@@ -166,7 +167,7 @@ class Side(nn.Module):
                 ):
         super().__init__()
         guided = back and m.cycle == 'guided'
-        self.generator = Generator(m.width, m.blocks, m.norm, m.upsample, m.head, m.skips, guided, m.halvings)
+        self.generator = Generator(m.width, m.blocks, m.norm, m.upsample, m.head, m.skips, guided, m.halvings, m.height)
         self.critic = Discriminator(m.critic_width, m.critic_norm, m.critic_steps, verdicts=1 + m.separate)
 
     def bills(self, real:Tensor, made:Tensor, negatives:Tensor|None, m:Method) -> tuple[Tensor, Tensor]:
@@ -201,6 +202,7 @@ class Translator(nn.Module):
 
     def forward(self, healthy:Tensor, sick:Tensor) -> dict[str, Tensor]:
         m, cost = self.m, {}
+        healthy, sick = shrink(healthy, m.height), shrink(sick, m.height)
         counterpart, same = self._translate(self.there.generator, sick, healthy)
         cost['fool'], cost['catch'] = self.there.bills(healthy, counterpart.film, sick if m.sick else None, m)
         if same is not None: cost['identity'] = (same.film - healthy).abs().mean()
@@ -302,16 +304,31 @@ class Pace(Callback):
 
 # %% ../nbs/03_training.ipynb #cfa9f939
 class Watch(Callback):
-    "Stops a training that has diverged, and says what to try."
+    "Stops a training that has gone wrong, and says what to try."
     order = 60
+    late, steps, least = .6, 200, .001 # share of the training and steps after which a generator must have changed this share of the pixels
     def after_batch(self):
         if self.training and self.iter % 10 == 0: self.look()
-    def after_train(self): self.look()
+    def after_train(self):
+        self.look()
+        if self.epoch + 1 >= self.late * self.n_epoch and (self.epoch + 1) * self.n_iter >= self.steps: self.compare()
     def look(self):
         if not torch.isfinite(self.learn.pred['loss']):
             bad = [k for k, v in self.learn.pred.items() if not torch.isfinite(v)]
             raise LazysegError(f"Training diverged in epoch {self.epoch + 1}: {', '.join(bad)} is not a finite number. "
                                "Try a lower learning rate (lr, critic_lr), or another seed.")
+    @torch.no_grad()
+    def compare(self):
+        model, sick = get_model(self.learn.model), self.learn.xb[1]
+        generator, training, when = model.generator, model.generator.training, f"After epoch {self.epoch + 1} of {self.n_epoch} the generator"
+        made = generator.eval()(sick).film
+        generator.train(training)
+        changed, spread = float(visible(made - sick, METHODS['lazyseg'].faint)), lambda films: float(films.std(0).mean())
+        if changed < self.least: raise LazysegError(
+            f"{when} changes nothing: {100*changed:.2g}% of the pixels of diseased films. The discriminator has found nothing that sets them apart. Try more films, "
+            "more epochs, a lower price of change (area, identity), another seed, or a height that shows the discriminator more of the film at once.")
+        if len(sick) > 1 and spread(made) < .02 * spread(sick): raise LazysegError(
+            f"{when} makes the same film of every film. Try a lower learning rate (lr), a price for changing healthy films (identity), or another seed.")
 
 # %% ../nbs/03_training.ipynb #aa884799
 def schedule(m:Method) -> ParamScheduler:
