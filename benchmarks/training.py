@@ -85,7 +85,7 @@ def flops(m, size, batch=BATCH):
 def one_setting(name, width, size, steps):
     "A few steps of one method by the trainer itself."
     with tempfile.TemporaryDirectory() as folder:
-        m = method(name, width=width, batch_size=BATCH)
+        m = method(name, width=width, batch_size=BATCH, height=0) # the networks at this size
         gemm()
         learn, watch = get_learner(unpaired_loaders(noise_films(200, size, folder), BATCH), m), Clock(steps)
         before = resident()[0]

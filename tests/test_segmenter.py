@@ -63,6 +63,15 @@ def test_what_is_saved_comes_back_to_the_bit(model, folder):
     assert (again.save(folder.parent / "again") / "weights.safetensors").read_bytes() == (folder / "weights.safetensors").read_bytes()
 
 
+def test_a_model_that_looks_at_smaller_films_still_does_when_it_comes_back(model, tmp_path):
+    m = method("lazyseg", width=8, blocks=1, critic_width=8, average=0., height=16)
+    small = replace(model, scorer=GeneratorScorer(Translator(m).there.generator, m.map), about=model.about | dict(choices=m.__dict__))
+    again = Segmenter.load(small.save(tmp_path / "small"))
+    film = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert again.scorer.generator.features(film).shape[-2:] == (16, 16)
+    assert (small.scorer.counterpart(film).film == again.scorer.counterpart(film).film).all()
+
+
 def test_a_calibration_and_metrics_are_kept(model, tmp_path):
     metrics = dict(results={"lazyseg": dict(about=dict(films=4, patients=4, interval="95%"), dice=dict(value=.5, low=.4, high=.6))})
     kept = replace(model, calibration=Calibration(np.full((32, 32), .1, np.float32), np.full((32, 32), 2., np.float32)), metrics=metrics)
