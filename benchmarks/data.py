@@ -1,7 +1,7 @@
 """Films at the scale of NIH ChestX-ray14: `python benchmarks/data.py` writes 112,120 small films in NIH's layout, then reads them.
 
 It measures the time to index them, to fill the cache (and to find it filled), the resident memory of a process that trains from it
-(both stages) against one that trains on a tenth of the films, and the loader's share of a training step. Asked for: memory that does not grow with
+(both stages) against one that trains on a fifth of the films, and the loader's share of a training step. Asked for: memory that does not grow with
 the data set, and a loader below 5% of a step. With `--keep FOLDER` films and cache stay there, and a second call goes on where the first
 was stopped."""
 import argparse
@@ -92,7 +92,7 @@ def count_reads(source):
 def measure(home, total):
     from lazyseg.data import get_films, get_source
     memory = []
-    for n in (total//10, total):
+    for n in (total//5, total):
         folder = Path(home, f'films-{n}')
         start = time.perf_counter(); write_films(folder, n); print(f'{n:,} films written in {time.perf_counter() - start:.0f} s', flush=True)
         start, cpu = time.perf_counter(), time.process_time()
@@ -112,7 +112,7 @@ def measure(home, total):
               f'mapped from files {mapped:.0f}, {mapped_after:.0f}, {mapped_taught:.0f}', flush=True)
     few, many = memory
     grown, own = [max((many[k] + more*many[k+1]) - (few[k] + more*few[k+1]) for k in (4, 6)) for more in (1, 0)]
-    print(f'ten times the films ({many[1] - few[1]:.0f} MiB more of arrays) cost {grown:.0f} MiB more resident memory, of which {own:.0f} MiB are its own: {own*2**20/(many[0] - few[0]):.0f} bytes a film')
+    print(f'five times the films ({many[1] - few[1]:.0f} MiB more of arrays) cost {grown:.0f} MiB more resident memory, of which {own:.0f} MiB are its own: {own*2**20/(many[0] - few[0]):.0f} bytes a film')
     load, step, threads = loader_share(folder)
     print(f'loader {load:.2f} ms, training step {step:.0f} ms ({threads} threads): {100*load/(load + step):.1f}%')
     ok = load < .05*(load + step) and grown < .25*(memory[1][1] - memory[0][1])

@@ -82,6 +82,12 @@ class Films:
     def __len__(self): return len(self.table)
     def parts(self): return {o: getattr(self, o) for o in ('film','truth','lungs','twin') if getattr(self, o) is not None}
 
+# %% ../nbs/01_data.ipynb #9a23c452
+def _let_go(array:np.ndarray):
+    "Tell the system that a memory map's pages may go, so that nobody who reads on and on holds the whole data set in memory."
+    while array is not None and getattr(array, '_mmap', None) is None: array = getattr(array, 'base', None)
+    if array is not None and array.mode == 'r' and hasattr(mmap, 'MADV_DONTNEED'): array._mmap.madvise(mmap.MADV_DONTNEED)
+
 # %% ../nbs/01_data.ipynb #d4bbe3b4
 @patch
 def __getitem__(self:Films,
@@ -91,7 +97,10 @@ def __getitem__(self:Films,
     if not isinstance(index, slice):
         index = np.atleast_1d(np.asarray(index))
         if index.dtype == bool: index = np.flatnonzero(index)
-    return replace(self, table=self.table.iloc[index], **{k: v[index] for k, v in self.parts().items()})
+    chosen = replace(self, table=self.table.iloc[index], **{k: v[index] for k, v in self.parts().items()})
+    if not isinstance(index, slice): # they are copied, so the pages of a memory map may go
+        for array in self.parts().values(): _let_go(array)
+    return chosen
 
 @patch
 def split(self:Films, name:str) -> Films:
@@ -897,13 +906,6 @@ def augment_batch(films:torch.Tensor, # (B, 1, H, W)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(n)
     rotate = torch.stack([cos*side, -sin*h/w, zero, sin*side*w/h, cos, zero], 1).view(n, 2, 3).to(films)
     return F.grid_sample(films, F.affine_grid(rotate, films.shape, align_corners=False), padding_mode=border, align_corners=False)
-
-# %% ../nbs/01_data.ipynb #9a23c452
-def _let_go(array:np.ndarray):
-    "Tell the system that a memory map's pages may go, so that a long epoch does not hold the whole data set in memory."
-    while array is not None and not isinstance(array, mmap.mmap):
-        array = getattr(array, '_mmap', None) if getattr(array, '_mmap', None) is not None else getattr(array, 'base', None)
-    if array is not None and hasattr(mmap, 'MADV_DONTNEED'): array.madvise(mmap.MADV_DONTNEED)
 
 # %% ../nbs/01_data.ipynb #9819174d
 class UnpairedLoader(DataLoader):

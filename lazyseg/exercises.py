@@ -8,6 +8,7 @@ __all__ = ['BOOK_VERSION', 'look_at', 'smooth', 'outlines', 'lesions_of', 'scatt
 
 # %% ../nbs/03b_exercises.ipynb #dab31504
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -163,12 +164,12 @@ class NoValidation(Callback):
 # %% ../nbs/03b_exercises.ipynb #bd23d528
 def taught_films(films:Films, # with the split train
                  most:int=4096, # of each kind
-                ) -> Films: # in the order of the table
+                ) -> Films: # in the order of the table, without masks
     "The training films that a lesson is made from: all, or so many healthy and so many diseased ones, evenly spread."
     sick, train = films.table.diseased.to_numpy(bool), (films.table.split == 'train').to_numpy()
     rows = [np.flatnonzero(train & kind) for kind in (~sick, sick)]
     spread = [r if len(r) <= most else r[np.linspace(0, len(r) - 1, most).astype(int)] for r in rows]
-    return films[np.sort(np.concatenate(spread))]
+    return replace(films, truth=None, lungs=None, twin=None)[np.sort(np.concatenate(spread))]
 
 # %% ../nbs/03b_exercises.ipynb #3ce78564
 BOOK_VERSION = 1 # raise it when the same teacher, films and seed would no longer make the same pupil: a kept one is then taught anew
