@@ -40,7 +40,7 @@ def before(folder):
     for path in Path(folder).glob("*.ipynb"):
         book = read(path)
         for cell in filter(exported, book.cells):
-            if all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in parsed(cell.source)): continue
+            if only_imports(cell) or not parsed(cell.source): continue
             cell.source = re.sub(r"#\|\s*export\s*$", "#| exports", cell.source, count=1, flags=re.M)
         write(book, path)
 
@@ -63,6 +63,13 @@ def fold(cell):
     if len(lines) > LONG or defined(cell):
         lines[:0] = ["#| code-fold: true", '#| code-summary: "Source"']
     cell.source = "\n".join(lines)
+
+
+def only_imports(cell): return (found := parsed(cell.source)) and all(isinstance(s, (ast.Import, ast.ImportFrom)) for s in found)
+
+
+def fold_imports(cell):
+    if only_imports(cell) and "#| code-fold" not in cell.source: cell.source = "#| code-fold: true\n#| code-summary: Imports\n" + cell.source
 
 
 def defined(cell): return [s.name for s in parsed(cell.source) if isinstance(s, (ast.FunctionDef, ast.ClassDef))]
@@ -100,6 +107,7 @@ def tidy_chapter(path, names):
         if cell.cell_type == "markdown": cell.source = link_names(cell.source, names)
         if cell.cell_type != "code": continue
         if "#| code-fold: show" in cell.source: fold(cell)
+        fold_imports(cell)
         cell.source = re.sub(r"(?m)(\S) {3,}(#\s)", r"\1  \2", cell.source) # comments in a column want a wider page
         cell.outputs = without_bars(cell.outputs)
         for out in cell.outputs:
@@ -179,7 +187,7 @@ def answers():
         book = read(path)
         title, about = pop_title(book)
         for cell in book.cells:
-            if cell.cell_type == "code": cell.outputs = without_bars(cell.outputs)
+            if cell.cell_type == "code": cell.outputs = without_bars(cell.outputs); fold_imports(cell)
         titled(book, title, about)
         write(book, PROC / "solutions" / path.name)
         pages.append(dict(text=title, href=f"solutions/{path.name}"))
@@ -228,7 +236,7 @@ def report(path):
         book.cells[:0] = [nbformat.v4.new_markdown_cell(f"An executed copy of {origin}{settings_of(folder)}. The code of each step is folded away. **Not a medical device.**")]
     elif (ROOT / "nbs" / path.name).is_file(): # its notebook is a page too, under the same title
         about, book.cells[:0] = "", [nbformat.v4.new_markdown_cell(f"{about} An executed copy of [{title}]({'../' * len(where)}{path.name}); the code of each step is folded away. **Not a medical device.**")]
-        title += ": what was found"
+        title += ": what was found" if folder.name == path.stem else f" ({folder.name})" # the same notebook may have run on several sets
     for cell in book.cells:
         quiet(cell)
         if cell.cell_type == "markdown": # links to chapters were written where the chapters lie
@@ -262,12 +270,14 @@ def after():
 
 
 def polish(folder):
-    "In tables, an interval goes on a line of its own below its value, and a long name may break where its words do."
+    "In tables, an interval goes on a line of its own below its value, and a long name may break where its words do. Printed words are told from printed columns, which must not wrap."
     def may_break(cell): return re.sub(r"(?<=\w)([_/|])(?=\w)(?![^<]*>)", r"\1<wbr>", cell[0])
+    def words(pre): return pre[0] if re.search(r"\S  +\S", pre[1]) else pre[0].replace("<pre>", '<pre class="words">')
     for path in Path(folder).rglob("*.html"):
         text = path.read_text()
         new = re.sub(r"(<td[^>]*>\s*-?\d[\d.]*) (\(-?[\d.]+ to -?[\d.]+\))", r'\1 <span class="interval">\2</span>', text)
         new = re.sub(r"<(t[hd])\b[^>]*>.*?</\1>", may_break, new, flags=re.S)
+        new = re.sub(r"<pre><code>(.*?)</code></pre>", words, new, flags=re.S)
         if new != text: path.write_text(new)
 
 

@@ -66,6 +66,8 @@ LOOK = """(() => {
     over: document.documentElement.scrollWidth - wide,
     outside: [...main.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > wide + 2 && !cut(e)).slice(0, 3).map(e => e.tagName + ' ' + e.innerText?.slice(0, 40)),
     broken: [...main.querySelectorAll('img')].filter(i => i.complete && !i.naturalWidth).length,
+    mute: [...main.querySelectorAll('*')].filter(e => e.scrollWidth > e.clientWidth + 2 && !e.closest('details:not([open])') && /auto|scroll/.test(getComputedStyle(e).overflowX)
+      && parseFloat(getComputedStyle(e).getPropertyValue('--after')) < 20).slice(0, 3).map(e => e.tagName + ' scrolls and does not show it: ' + e.innerText?.slice(0, 40)),
     small: small.slice(0, 3), title: document.querySelector('h1')?.innerText || '',
     tex: (main.innerText.match(/\\\\[(\\[]|\\$\\$|\\\\(frac|left|sum|hat|cdot)/g) || []).length })
 })()"""
