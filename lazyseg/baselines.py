@@ -663,13 +663,13 @@ def figure_maps(found:dict, disease:str, out:Path) -> plt.Figure:
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     for row, film in enumerate(films['film']): axes[row,0].imshow(film, cmap='gray', vmin=0, vmax=255)
     for column, (name, a) in enumerate(kept.items(), 1):
-        axes[0,column].set_title(name.replace(' ', '\n').replace('mean-', 'mean-\n'), fontsize=7)
+        axes[0,column].set_title(name.replace(' ', '\n').replace('mean-', 'mean-\n'), fontsize=10)
         for row, (heat, mask) in enumerate(zip(a['maps'], a['masks'])):
             axes[row,column].imshow(heat, cmap='magma', vmin=0, vmax=max(float(a['maps'].max()), 1e-6))
             outline(axes[row,column], mask, MARKED, 'marked')
     if 'truth' in films.files:
         for row, truth in enumerate(films['truth']):
             for ax in axes[row]: outline(ax, truth, TRUTH, 'truth')
-    fig.legend(*axes[0,-1].get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=8, frameon=False)
-    fig.colorbar(plt.cm.ScalarMappable(cmap='magma'), ax=axes[:,-1], aspect=40, pad=.15).set_label("score, as a share of the method's largest", fontsize=7)
+    fig.legend(*axes[0,-1].get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=11, frameon=False)
+    fig.colorbar(plt.cm.ScalarMappable(cmap='magma'), ax=axes[:,-1], aspect=40, pad=.15).set_label("score, as a share of the method's largest", fontsize=10)
     return fig
