@@ -575,8 +575,8 @@ def figure_panel(films, # (N, h, w) uint8
             if i < k: outline(ax, truths[j, i], '#56B4E9', 'truth'), outline(ax, masks[j, i], '#E69F00', 'marked')
             else:
                 for d in range(k): outline(ax, masks[j, d], tuple(c/255 for c in COLOURS[d]), diseases[d])
-        axes[0, j].set_title(titles[j], fontsize=8)
-    for ax, name in zip(axes[:, 0], (*diseases, 'all marks')): ax.set_ylabel(name, fontsize=8)
+        axes[0, j].set_title(titles[j], fontsize=10)
+    for ax, name in zip(axes[:, 0], (*diseases, 'all marks')): ax.set_ylabel(name, fontsize=10)
     return fig
 
 # %% ../nbs/08_several_diseases.ipynb #935d5f1f
