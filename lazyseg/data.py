@@ -957,11 +957,11 @@ def show_batch(self:UnpairedLoader, b=None, max_n:int=6, figsize:tuple=None, sho
     "A row of healthy films above a row of diseased ones."
     batch = self.one_batch() if b is None else b
     n = min(max_n, len(batch[0]))
-    fig, axes = plt.subplots(2, n, figsize=figsize or (1.6*n, 3.6), squeeze=False)
+    height, width = batch[0].shape[-2:]
+    fig, axes = plt.subplots(2, n, figsize=figsize or (1.6*n, 2*(1.6*height/width + .3)), squeeze=False, layout='constrained')
     for line, films, label in zip(axes, batch, ('healthy','diseased')):
         for ax, film in zip(line, films):
             ax.imshow(film[0].cpu(), cmap='gray', vmin=0, vmax=1); ax.set_title(label, fontsize=9); ax.axis('off')
-    fig.tight_layout(pad=.3)
 
 # %% ../nbs/01_data.ipynb #1bfd169d
 def unpaired_loaders(films:Films, # with splits 'train' and 'valid'
