@@ -615,7 +615,7 @@ def write_tables(found:dict, out:Path) -> Path: # the Markdown file
     out = Path(out)
     table = long_table(found).round(5)
     with whole_file(out/'results.csv') as p: table.to_csv(p, index=False)
-    with whole_file(out/'results.json') as p: p.write_text(json.dumps(table.replace({np.nan: None}).to_dict('records'), indent=0) + '\n')
+    with whole_file(out/'results.json') as p: table.to_json(p, orient='split', index=False) # pd.read_json(file, orient='split')
     first = next(iter(next(iter(found.values())).values()))
     text = ['# Benchmark: four phantom diseases\n', 'Settings: ' + ', '.join(f'{k} {v}' for k, v in first['settings'].items() if k not in ('method', 'disease')),
             '\nTest films only; 95% intervals over patients. Not a medical device.\n\n' + first['credit']]
