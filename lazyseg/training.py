@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'visible', 'haze', 'judge',
            'Billed', 'bill', 'Side', 'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs',
            'Pace', 'Watch', 'schedule', 'get_learner', 'same_choices', 'read_state', 'save_state', 'Checkpoint',
-           'fingerprint', 'round_weights', 'fit_method']
+           'count_passes', 'fingerprint', 'round_weights', 'fit_method']
 
 # %% ../nbs/03_training.ipynb #e0db7164
 import copy, hashlib, io, json, math, time
@@ -421,6 +421,17 @@ PROFILES = {
     'paper': dict(size=128, films=2000, epochs=500, changes={}),
 }
 
+# %% ../nbs/03_training.ipynb #9282b505
+def count_passes(size:dict, # a row of `PROFILES`
+                 m:Method,
+                 height:int, # of the films, in pixels
+                 batches:int, # in one pass over the larger domain
+                ) -> int:
+    "How often a training goes over its films: the profile's length, shorter where networks look at films taller than the profile's."
+    if 'epochs' in size: return size['epochs']
+    seen = min(m.height or height, height)
+    return max(1, round(size['steps'] * min(1, size['size'] / seen) / batches))
+
 # %% ../nbs/03_training.ipynb #e5cd21f8
 def fingerprint(films) -> str:
     "A short name for what is trained on: the table and a sample of the pixels."
@@ -448,7 +459,7 @@ def fit_method(films, # `Films` with splits train and valid
     size, started = PROFILES[one_of('profile', profile, PROFILES)], time.perf_counter()
     m = method(method_name, **{**size['changes'], **changes})
     dls = unpaired_loaders(films, batch_size=m.batch_size, augment=m.augment, seed=seed)
-    epochs = epochs or size.get('epochs') or max(1, round(size['steps'] / len(dls.train)))
+    epochs = epochs or count_passes(size, m, films.film.shape[1], len(dls.train))
     run = dict(seed=seed, epochs=epochs, films=fingerprint(films)) if folder else {}
     kept = Checkpoint(Path(folder)/'checkpoint.pt', run) if folder else None
     learn = get_learner(dls, m, seed=seed, cbs=[*cbs, *filter(None, [kept])])
