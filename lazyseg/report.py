@@ -227,7 +227,7 @@ def paper_table(runs:list, # from `find_runs`
     for run in runs:
         if (run.disease, run.size) not in seen: rows.append(_table_row(run, 'empty mask', 'empty mask'))
         seen.add((run.disease, run.size))
-        for kind, name in (("paper's band", f'{run.method}, its band'), ('label-only', f'{run.method}, threshold from labels')):
+        for kind, name in (("paper's band", f'{run.method}, its band'), ('label-only', f'{run.method}, from labels')):
             if run.result(kind): rows.append(_table_row(run, kind, name))
     for disease, method, size in missing_runs(runs, wanted):
         printed = _PRINTED.get((disease.lower(), size)) if method == 'paper' else None

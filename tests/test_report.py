@@ -65,7 +65,7 @@ def test_the_report_says_what_it_shows_and_what_is_missing(twice):
         assert part in said["captions"]["1"], part
     assert "missing, there is no run on hernia" in said["captions"]["5"] and not (twice[0] / "figures/figure-5.png").exists()
     table = pd.read_csv(twice[0] / "table.csv")
-    assert table.method.tolist() == ["empty mask", "paper, its band", "paper, threshold from labels", "lazyseg, threshold from labels"]
+    assert table.method.tolist() == ["empty mask", "paper, its band", "paper, from labels", "lazyseg, from labels"]
     assert table.loc[0, "Dice"].startswith("0.00") and float(table.loc[0, "the paper's accuracy, here"].split()[0]) > 80
 
 
