@@ -37,7 +37,8 @@ def shortcut_auroc(what:np.ndarray, # (N, H, W) what of each film may be looked 
     if folds < 2: raise LazysegError("A shortcut can't be looked for: each class needs films of two patients at least.")
     if what.ndim == 3: what = np.stack([resize(o, 16, 16) for o in what]).reshape(len(what), -1)
     model = make_pipeline(StandardScaler(), PCA(min(60, what.shape[1], len(what)//2), random_state=0), StandardScaler(), SVC(C=2.))
-    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=0) # each with both classes: a table may list them in turn, as the phantom's does
+    # each with both classes: a table may list them in turn, as the phantom's does
+    parts = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     score = cross_val_predict(model, what, diseased, groups=patients, cv=parts, method='decision_function')
     return float(roc_auc_score(diseased, score))
 
@@ -85,13 +86,15 @@ def near_duplicates(films:Films, # 64 pixels or more, view 'film'
 def _look_at_files(source:Source, # with `root`, or `load`
                    most:int=2000, # films opened, evenly spread over the table
                   ) -> pd.DataFrame: # row, width, height, mean, spread, dark (share that trim_box would cut), fault
-    "Open the films at full size and note what is not the disease. Files that are not there are noted whether they would have been opened or not."
+    """Open the films at full size and note what is not the disease.
+    Files that are not there are noted whether they would have been opened or not."""
     def look(i):
         row = source.table.iloc[i]
         try: film = read_film(source.root/row.path) if source.root is not None else source.load(row)['film']
         except LazysegError as e: return dict(row=i, fault=str(e))
         l, t, r, b = trim_box(film)
-        return dict(row=i, width=film.shape[1], height=film.shape[0], mean=film.mean(), spread=film.std(), dark=1 - (r - l)*(b - t)/film.size, fault='')
+        return dict(row=i, width=film.shape[1], height=film.shape[0], mean=film.mean(), spread=film.std(),
+                    dark=1 - (r - l)*(b - t)/film.size, fault='')
     rows = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
     if source.root is not None:
         rows = np.union1d(rows, np.flatnonzero([not os.path.isfile(source.root/o) for o in source.table.path]))
@@ -101,7 +104,8 @@ def _look_at_arrays(films:Films) -> pd.DataFrame: # as `_look_at_files`
     "The same for films that lie in no files, such as the phantom's."
     grey = films.film[:]/np.float32(255)
     n, height, width = grey.shape
-    return pd.DataFrame(dict(row=np.arange(n), width=width, height=height, mean=grey.mean((1, 2)), spread=grey.std((1, 2)), dark=0., fault=''))
+    return pd.DataFrame(dict(row=np.arange(n), width=width, height=height, mean=grey.mean((1, 2)), spread=grey.std((1, 2)),
+                             dark=0., fault=''))
 
 # %% ../nbs/01a_audit.ipynb #01525b8a
 def _find_faults(table:pd.DataFrame, files:pd.DataFrame, pairs:pd.DataFrame|None) -> list:
@@ -117,7 +121,8 @@ def _find_faults(table:pd.DataFrame, files:pd.DataFrame, pairs:pd.DataFrame|None
     if pairs is None: lines.append("Not looked for films that occur twice: imagehash is not there.")
     elif len(pairs):
         across, other = ~pairs.same_split.to_numpy(bool), ~pairs.same_patient.to_numpy(bool)
-        lines.append(f"{len(pairs)} pairs of films look the same; {int(across.sum())} lie across the split, {int(other.sum())} go by different patients, "
+        lines.append(f"{len(pairs)} pairs of films look the same; {int(across.sum())} lie across the split, "
+                     f"{int(other.sum())} go by different patients, "
                      f"{int((~pairs.same_class.to_numpy(bool)).sum())} carry different classes.")
     return lines
 
@@ -139,7 +144,8 @@ def _open_films(source:Source, size:int, most:int) -> tuple: # (what `_look_at_f
     files = _look_at_files(source, most)
     good = files.fault == ''
     if not good.any(): raise LazysegError(f"Not one of {len(files)} films can be read. The first: {files.fault.iloc[0]}")
-    sample = Source(source.name, source.table.iloc[files.row[good]].reset_index(drop=True), credit=source.credit, load=source.load, root=source.root)
+    sample = Source(source.name, source.table.iloc[files.row[good]].reset_index(drop=True),
+                    credit=source.credit, load=source.load, root=source.root)
     return files, get_films(sample, size)
 
 # %% ../nbs/01a_audit.ipynb #3366b769
@@ -164,7 +170,8 @@ _COLOURS = ('#56B4E9','#E69F00') # healthy, diseased
 def draw_audit(source:Source, looked_at:pd.DataFrame, found:dict):
     "The page."
     fig, axes = plt.subplots(2, 2, figsize=(8.5, 6))
-    found['counts'].reindex(index=['train','valid','test'], columns=['healthy','diseased'], fill_value=0).plot.bar(ax=axes[0,0], color=_COLOURS, rot=0, title='films', xlabel='', legend=False)
+    found['counts'].reindex(index=['train','valid','test'], columns=['healthy','diseased'], fill_value=0).plot.bar(
+        ax=axes[0,0], color=_COLOURS, rot=0, title='films', xlabel='', legend=False)
     files = found['files'][found['files'].fault == '']
     for kind, name, colour in zip((False, True), ('healthy','diseased'), _COLOURS):
         of = files[looked_at.diseased.to_numpy() == kind]

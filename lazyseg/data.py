@@ -55,7 +55,9 @@ class Source:
 
     def __len__(self): return len(self.table)
 
-def _read_view(load, row, height, width, view='film', found_by='', **how): # `found_by`: version of the network that outlines lungs where no mask is given; '' for none
+def _read_view(load, row, height, width, view='film',
+               found_by='', # version of the network that outlines lungs where no mask is given; '' for none
+               **how):
     "One film as a view; the network outlines its lungs where that is asked for and the film has no mask."
     parts = load(row)
     if found_by and 'lungs' not in parts: parts = parts | dict(lungs=find_lungs(parts['film']))
@@ -154,7 +156,9 @@ def choose_domains(table:pd.DataFrame, # with a column `labels`
     "Turn labels into two domains by two queries."
     sick, well = query_labels(table.labels, diseased), query_labels(table.labels, healthy)
     both = int((sick & well).sum())
-    if both: raise LazysegError(f"{both} films are both {brief(diseased)} and {brief(healthy)}: narrow one, such as {brief(f'without {diseased}')}.")
+    if both:
+        raise LazysegError(f"{both} films are both {brief(diseased)} and {brief(healthy)}: "
+                           f"narrow one, such as {brief(f'without {diseased}')}.")
     for name, chosen in ((diseased, sick), (healthy, well)):
         if not chosen.any(): raise LazysegError(f"No film is {brief(name)}: a domain can't be empty.")
     return table.assign(diseased=sick)[sick | well].reset_index(drop=True)
@@ -169,17 +173,20 @@ def split_patients(table:pd.DataFrame, # with `patient`; stratified by `diseased
                    seed:int=0,
                   ) -> pd.Series: # 'train', 'valid' or 'test', row by row
     "Split by patient: the same patients and seed give the same split, in whatever order the rows come."
-    if not (0 <= valid and 0 <= test and valid + test < 1): raise LazysegError(f"valid={valid} and test={test} must leave films to train on.")
+    if not (0 <= valid and 0 <= test and valid + test < 1):
+        raise LazysegError(f"valid={valid} and test={test} must leave films to train on.")
     sets = label_sets(table.labels) if 'labels' in table else [set()]*len(table)
     count = pd.Series([o for s in sets for o in s], dtype=object).value_counts()
     rarest = [min(s, key=lambda o: (count[o], o)) if s else '' for s in sets]
     frame = pd.DataFrame(dict(patient=table.patient.astype(str).to_numpy(), rarest=rarest))
-    frame['count'], frame['order'] = frame.rarest.map(count).fillna(0), frame.patient.map({p: patient_hash(p, seed) for p in set(frame.patient)})
+    frame['count'], frame['order'] = (frame.rarest.map(count).fillna(0),
+                                      frame.patient.map({p: patient_hash(p, seed) for p in set(frame.patient)}))
     frame['sick'] = table.diseased.to_numpy(bool) if 'diseased' in table else False
     people = (frame.sort_values(['count','rarest']).groupby('patient')
               .agg(sick=('sick','max'), rarest=('rarest','first'), order=('order','first'), films=('order','size')).reset_index())
     people = people.sort_values(['sick','rarest','films','order'], ascending=[True, True, False, True])
-    people['split'] = np.concatenate([deal(g.films.to_numpy(), dict(train=1-valid-test, valid=valid, test=test)) for _, g in people.groupby('sick')])
+    people['split'] = np.concatenate([deal(g.films.to_numpy(), dict(train=1-valid-test, valid=valid, test=test))
+                                      for _, g in people.groupby('sick')])
     return pd.Series(frame.patient.map(people.set_index('patient').split).to_numpy(), index=table.index, name='split')
 
 # %% ../nbs/01_data.ipynb #e4edccb3
@@ -206,7 +213,9 @@ def official_split(table:pd.DataFrame, # with `split` and `patient`
     "The table's own split, refused with numbers when a patient is in two parts of it."
     named = table.split.astype(str).str.strip().str.lower()
     unknown = sorted(set(named) - set(_SPLITS))
-    if unknown: raise LazysegError(f"The split names {', '.join(map(brief, unknown[:10]))} are not known. Use train, valid and test, or split='patients'.")
+    if unknown:
+        raise LazysegError(f"The split names {', '.join(map(brief, unknown[:10]))} are not known. "
+                           "Use train, valid and test, or split='patients'.")
     split = named.map(_SPLITS)
     spread = split.groupby(table.patient.astype(str)).nunique()
     if (spread > 1).any():
@@ -220,7 +229,8 @@ def set_split(table:pd.DataFrame,
               split:str='auto', # 'auto': the table's own where it is clean, else by patient; 'official'; 'patients'
               valid:float=.2, test:float=.2, seed:int=0, # for the split by patient
              ) -> pd.DataFrame: # with `split`
-    "Give every film a part, no patient in two of them. A clean official split without a validation part gives up some of its training patients."
+    """Give every film a part, no patient in two of them.
+    A clean official split without a validation part gives up some of its training patients."""
     by_patient = lambda: table.assign(split=split_patients(table, valid, test, seed))
     if one_of('split', split, ('auto','official','patients')) == 'patients': return by_patient()
     if 'split' not in table:
@@ -240,7 +250,8 @@ def run_mask(runs:list, height:int, width:int) -> np.ndarray: # (height, width) 
     "Runs of pixels, counted down the columns, as a mask."
     flat = np.zeros(height*width, bool)
     for start, length in np.reshape(runs, (-1, 2)):
-        if not (0 <= start and 0 <= length and start + length <= len(flat)): raise LazysegError(f"the run [{start}, {length}] leaves a film of {width} x {height}")
+        if not (0 <= start and 0 <= length and start + length <= len(flat)):
+            raise LazysegError(f"the run [{start}, {length}] leaves a film of {width} x {height}")
         flat[int(start):int(start + length)] = True
     return flat.reshape(width, height).T
 
@@ -257,7 +268,8 @@ def _draw_shape(shape:dict, height:int, width:int) -> np.ndarray: # (height, wid
         x, y, bw, bh = map(float, shape['box'])
         corners = np.array([(x, y), (x + bw, y), (x + bw, y + bh), (x, y + bh)])
     if corners.ndim != 2 or corners.shape[1] != 2 or len(corners) < 3: raise LazysegError("a polygon needs three corners [x, y] at least")
-    if not np.isfinite(corners).all() or (np.abs(corners) > 4*max(h, w)).any() or (corners.max(0) <= 0).any() or (corners.min(0) >= (w, h)).any():
+    if (not np.isfinite(corners).all() or (np.abs(corners) > 4*max(h, w)).any()
+        or (corners.max(0) <= 0).any() or (corners.min(0) >= (w, h)).any()):
         raise LazysegError(f"a shape lies off the film, which is {w} x {h}")
     # a pixel belongs to a shape when its middle does, and the middle of the first pixel is at 0.5
     return polygon2mask((height, width), corners[:, ::-1]*[height/h, width/w] - .5)
@@ -271,7 +283,9 @@ def draw_shapes(shapes:str|list, # JSON, or the list itself
     try:
         for shape in json.loads(shapes) if isinstance(shapes, str) else shapes: mask |= _draw_shape(shape, height, width)
     except LazysegError as e: raise LazysegError(f"A shape can't be drawn: {e}.") from e
-    except Exception as e: raise LazysegError(f"A shape can't be drawn: {type(e).__name__} {str(e)[:100]}. Wanted is a list such as [{{'box': [left, top, width, height], 'size': [height, width]}}].") from e
+    except Exception as e:
+        raise LazysegError(f"A shape can't be drawn: {type(e).__name__} {str(e)[:100]}. "
+                           "Wanted is a list such as [{'box': [left, top, width, height], 'size': [height, width]}].") from e
     return mask
 
 # %% ../nbs/01_data.ipynb #1f8a19bb
@@ -310,10 +324,13 @@ def read_text(path:str|Path, # a table or a JSON file, plain, .gz or .zip (as Ka
             with zipfile.ZipFile(path) as packed, packed.open(packed.infolist()[0]) as f: raw = f.read(BIGGEST_TEXT + 1)
         else:
             with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as f: raw = f.read(BIGGEST_TEXT + 1)
-        if len(raw) > BIGGEST_TEXT: raise LazysegError(f"{path} is larger than {BIGGEST_TEXT:,} bytes, which is not read: give the rows you want as a file of their own, or as a DataFrame.")
+        if len(raw) > BIGGEST_TEXT:
+            raise LazysegError(f"{path} is larger than {BIGGEST_TEXT:,} bytes, which is not read: "
+                               "give the rows you want as a file of their own, or as a DataFrame.")
         return raw.decode('utf-8-sig')
     except LazysegError: raise
-    except UnicodeDecodeError as e: raise LazysegError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start}). In Excel, save it as 'CSV UTF-8'.") from e
+    except UnicodeDecodeError as e:
+        raise LazysegError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start}). In Excel, save it as 'CSV UTF-8'.") from e
     except Exception as e: raise LazysegError(f"{path} can't be read: {str(e)[:200] or type(e).__name__}.") from e
 
 # %% ../nbs/01_data.ipynb #9f5887cd
@@ -339,13 +356,15 @@ def _boxes(csv, film, label, columns, size=None, corners=False):
     for row in csv.to_dict('records'):
         box = [float(row[c]) if row[c] != '' else math.nan for c in columns]
         if corners: box[2:] = box[2] - box[0], box[3] - box[1]
-        yield Path(row[film]).stem if film == 'Image Index' else row[film], label(row), None if math.isnan(box[0]) else dict(box=box, size=size)
+        yield (Path(row[film]).stem if film == 'Image Index' else row[film], label(row),
+               None if math.isnan(box[0]) else dict(box=box, size=size))
 
 # %% ../nbs/01_data.ipynb #44c6f23e
 def nih_boxes(path, finding): # NIH's BBox_List_2017.csv; its 'Infiltrate' is the label 'Infiltration'
     "The boxes that NIH ChestX-ray14 comes with."
     csv = read_csv(path)
-    return _gather(_boxes(csv, 'Image Index', lambda r: r['Finding Label'].replace('Infiltrate', 'Infiltration'), csv.columns[2:6], [1024, 1024]), finding)
+    return _gather(_boxes(csv, 'Image Index', lambda r: r['Finding Label'].replace('Infiltrate', 'Infiltration'),
+                          csv.columns[2:6], [1024, 1024]), finding)
 
 def rsna_boxes(path, finding='Pneumonia'): # RSNA's stage_2_train_labels.csv, with stage_2_detailed_class_info.csv beside it where there
     "The boxes of the RSNA Pneumonia Challenge."
@@ -377,11 +396,13 @@ def chexlocalize_runs(path, finding): # gt_segmentations_val.json: every film li
 def siim_masks(path, finding='Pneumothorax'): # SIIM-ACR's train-rle.csv: ImageId, EncodedPixels; -1 is none
     "The masks of SIIM-ACR Pneumothorax."
     csv = read_csv(path).rename(columns=str.strip)
-    rows = [(i, 'No Finding' if r.strip() in ('-1','') else 'Pneumothorax', None if r.strip() in ('-1','') else dict(runs=siim_runs(r), size=[1024, 1024]))
+    rows = [(i, 'No Finding' if r.strip() in ('-1','') else 'Pneumothorax',
+             None if r.strip() in ('-1','') else dict(runs=siim_runs(r), size=[1024, 1024]))
             for i, r in zip(csv.ImageId, csv.EncodedPixels)]
     return _gather(rows, finding)
 
-TRUTHS = dict(nih=nih_boxes, rsna=rsna_boxes, vindr=vindr_boxes, chestxdet=chestxdet_polygons, chexlocalize=chexlocalize_runs, siim=siim_masks)
+TRUTHS = dict(nih=nih_boxes, rsna=rsna_boxes, vindr=vindr_boxes,
+              chestxdet=chestxdet_polygons, chexlocalize=chexlocalize_runs, siim=siim_masks)
 
 # %% ../nbs/01_data.ipynb #0943670f
 def read_truth(kind:str, # one of TRUTHS
@@ -402,7 +423,9 @@ def film_key(path:str) -> str:
 def _only_one(what:str, names:pd.Series, wanted:set):
     "Stop where two films, or two masks, go by one name: nobody could say which belongs to which."
     twice = names[names.duplicated() & names.isin(wanted)]
-    if len(twice): raise LazysegError(f"Two {what} are named {twice.iloc[0]!r}: which truth belongs to which film can't be told. Rename one, or name the masks in a table.")
+    if len(twice):
+        raise LazysegError(f"Two {what} are named {twice.iloc[0]!r}: which truth belongs to which film can't be told. "
+                           "Rename one, or name the masks in a table.")
 
 # %% ../nbs/01_data.ipynb #6bfcda8b
 def add_truth(table:pd.DataFrame, # with `path`
@@ -440,7 +463,8 @@ def name_columns(table:pd.DataFrame,
                 ) -> pd.DataFrame: # with the house's column names
     "Rename the columns that are known under other names; `path` and `labels` must be there."
     columns, lower = dict(columns or {}), {str(c).strip().lower(): c for c in table}
-    if table.columns.duplicated().any(): raise LazysegError(f"The table has two columns called {table.columns[table.columns.duplicated()][0]!r}: rename or drop one.")
+    if table.columns.duplicated().any():
+        raise LazysegError(f"The table has two columns called {table.columns[table.columns.duplicated()][0]!r}: rename or drop one.")
     for name, given in columns.items():
         one_of('columns', name, COLUMNS)
         if given not in table: raise LazysegError(f"columns says that {name!r} is {given!r}; the table has: {', '.join(map(str, table))}.")
@@ -455,17 +479,24 @@ def name_columns(table:pd.DataFrame,
     return table.drop(columns=clash).rename(columns=taken)
 
 # %% ../nbs/01_data.ipynb #ab8e75d6
-_PLAIN = (ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.Compare, ast.cmpop, ast.Name, ast.Constant, ast.List, ast.Tuple, ast.Load)
+_PLAIN = (ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.Compare, ast.cmpop,
+          ast.Name, ast.Constant, ast.List, ast.Tuple, ast.Load)
 
 def pick_rows(table:pd.DataFrame,
               where:str, # "view == 'PA' and split != 'test'", "dataset in ('a', 'b')", "`Patient Gender` == 'F'"
              ) -> pd.DataFrame:
-    "The rows that a condition keeps. It compares columns with values and does nothing else: pandas' own queries could call functions, and so write files."
+    """The rows that a condition keeps. It compares columns with values and does nothing else:
+    pandas' own queries could call functions, and so write files."""
     try: odd = [o for o in ast.walk(ast.parse(re.sub('`[^`]*`', 'column', where.strip()), mode='eval')) if not isinstance(o, _PLAIN)]
-    except Exception as e: raise LazysegError(f"where={brief(where)} doesn't work on this table: it can't be read ({type(e).__name__}).") from e
-    if odd: raise LazysegError(f"where={brief(where)} does more than compare columns with values ({type(odd[0]).__name__}). Allowed are ==, !=, <, >, in, and, or, not.")
+    except Exception as e:
+        raise LazysegError(f"where={brief(where)} doesn't work on this table: it can't be read ({type(e).__name__}).") from e
+    if odd:
+        raise LazysegError(f"where={brief(where)} does more than compare columns with values ({type(odd[0]).__name__}). "
+                           "Allowed are ==, !=, <, >, in, and, or, not.")
     try: kept = table.query(where, engine='python')
-    except Exception as e: raise LazysegError(f"where={brief(where)} doesn't work on this table: {str(e)[:200]}. Its columns: {', '.join(map(str, table))}.") from e
+    except Exception as e:
+        raise LazysegError(f"where={brief(where)} doesn't work on this table: {str(e)[:200]}. "
+                           f"Its columns: {', '.join(map(str, table))}.") from e
     if not len(kept): raise LazysegError(f"where={brief(where)} leaves no film.")
     return kept
 
@@ -503,10 +534,15 @@ def check_patients(table:pd.DataFrame) -> pd.DataFrame:
     if not len(table): raise LazysegError("The table has no rows.")
     for name in ('path', *(['patient'] if 'patient' in table else [])):
         none = table[name].isna() | (table[name].astype(str).str.strip() == '')
-        if none.any(): raise LazysegError(f"{int(none.sum())} rows have no {name}, the first is row {none.to_numpy().argmax()}: fill them in or drop them.")
+        if none.any():
+            raise LazysegError(f"{int(none.sum())} rows have no {name}, the first is row {none.to_numpy().argmax()}: "
+                               "fill them in or drop them.")
     twice, torn = table.path.duplicated(), table.path.astype(str).str.contains('\0', regex=False)
-    if twice.any(): raise LazysegError(f"{int(twice.sum())} films are listed twice, the first is {brief(table.path[twice].iloc[0])}: drop the doubles.")
-    if torn.any(): raise LazysegError(f"{int(torn.sum())} paths hold a zero byte, the first is {brief(table.path[torn].iloc[0])}: the table is damaged.")
+    if twice.any():
+        raise LazysegError(f"{int(twice.sum())} films are listed twice, the first is {brief(table.path[twice].iloc[0])}: drop the doubles.")
+    if torn.any():
+        raise LazysegError(f"{int(torn.sum())} paths hold a zero byte, the first is {brief(table.path[torn].iloc[0])}: "
+                           "the table is damaged.")
     if 'patient' in table: return table.assign(patient=table.patient.astype(str).str.strip()) # 'p1 ' is p1, or he would be in two parts
     warnings.warn("No column for 'patient': every film is taken for a patient of its own. If patients have several films, name the column.")
     return table.assign(patient=table.path.astype(str))
@@ -559,7 +595,8 @@ def folder_source(data, # a folder that holds healthy/ and diseased/, and lungs/
     data, rows, masked = Path(data or 'films'), [], []
     for kind, label in (('healthy','No Finding'), ('diseased',disease)):
         files = [p for p in sorted((data/kind).rglob('*')) if p.suffix.lower() in PICTURES]
-        if not files: raise LazysegError(f"No film in {data/kind}. Source 'folder' wants data=FOLDER, with FOLDER/healthy/ and FOLDER/diseased/.")
+        if not files:
+            raise LazysegError(f"No film in {data/kind}. Source 'folder' wants data=FOLDER, with FOLDER/healthy/ and FOLDER/diseased/.")
         for p in files:
             masks = {o: f'{o}/{p.stem}.png' for o in ('lungs','truth') if (data/o/f'{p.stem}.png').is_file()}
             if masks: masked.append(p.stem)
@@ -574,7 +611,8 @@ def _find_folder(data:str|Path, inside:str, what:str) -> Path:
     for level in ('', '*', '*/*', '*/*/*'):
         for p in sorted(data.glob(f'{level}/{inside}' if level else inside)):
             if '__MACOSX' not in p.parts: return p.parents[len(Path(inside).parts) - 1]
-    raise LazysegError(f"{data} does not hold {what}: no {inside} in it or three levels below. data/README.md shows where each file belongs.")
+    raise LazysegError(f"{data} does not hold {what}: no {inside} in it or three levels below. "
+                       "data/README.md shows where each file belongs.")
 
 def kermany_patient(name:str) -> str:
     "'person1_bacteria_2' -> 'person1'; 'NORMAL2-IM-1427-0001' and 'IM-1427-0001-0002' -> 'IM-1427'."
@@ -608,7 +646,8 @@ def nih_table(csv:str|Path, # sample_labels.csv, Data_Entry_2017.csv or Data_Ent
     for part, stem in (('train','train_val_list'), ('test','test_list')):
         for file in sorted(Path(csv).parent.glob(f'{stem}*.txt')):
             table.loc[table.path.isin(file.read_text().split()), 'split'] = part
-    if 'split' in table and table.split.isna().any(): raise LazysegError(f"{int(table.split.isna().sum())} films of {csv} are in neither official list.")
+    if 'split' in table and table.split.isna().any():
+        raise LazysegError(f"{int(table.split.isna().sum())} films of {csv} are in neither official list.")
     return table[[c for c in ('path','labels','patient','age','sex','view','split') if c in table]]
 
 # %% ../nbs/01_data.ipynb #b2917c03
@@ -618,20 +657,25 @@ def nih_source(data=None, # folder of the films, with the label table in it; fet
                **how) -> Source:
     "NIH ChestX-ray14: the full set, Kaggle's sample, or whatever part of it you have."
     data = Path(data or download('nih'))
-    found = [Path(labels)] if labels else [p for o in ('sample_labels.csv*','Data_Entry_2017*.csv*') for level in ('','*/','*/*/') for p in sorted(data.glob(level + o))]
-    if not found or not found[0].is_file(): raise LazysegError(f"No sample_labels.csv or Data_Entry_2017*.csv in {data}: say where it is with labels=.")
+    found = [Path(labels)] if labels else [p for o in ('sample_labels.csv*','Data_Entry_2017*.csv*') for level in ('','*/','*/*/')
+                                           for p in sorted(data.glob(level + o))]
+    if not found or not found[0].is_file():
+        raise LazysegError(f"No sample_labels.csv or Data_Entry_2017*.csv in {data}: say where it is with labels=.")
     table, files = nih_table(found[0]), {o.rsplit('/')[-1]: o for o in _index_files(data)[::-1]}
     here = table.path.map(files)
     gone = int(here.isna().sum())
     if gone == len(table): raise LazysegError(f"None of the {len(table)} films of {found[0].name} is in {data}.")
     if gone:
-        if one_of('missing', missing, ('skip','stop')) == 'stop': raise LazysegError(f"{gone} of {len(table)} films of {found[0].name} are not in {data}, the first is {table.path[here.isna()].iloc[0]}.")
+        if one_of('missing', missing, ('skip','stop')) == 'stop':
+            raise LazysegError(f"{gone} of {len(table)} films of {found[0].name} are not in {data}, "
+                               f"the first is {table.path[here.isna()].iloc[0]}.")
         warnings.warn(f"{gone} of {len(table)} films of {found[0].name} are not in {data} and are left out.")
     return make_source('nih', table.assign(path=here)[here.notna()], data, credit, **how)
 
 def _index_files(root:Path) -> list: # of paths under root, in order
     "All pictures under a folder."
-    return sorted(Path(folder, o).relative_to(root).as_posix() for folder, _, names in os.walk(root) for o in names if o.lower().endswith(PICTURES))
+    return sorted(Path(folder, o).relative_to(root).as_posix() for folder, _, names in os.walk(root)
+                  for o in names if o.lower().endswith(PICTURES))
 
 # %% ../nbs/01_data.ipynb #ec100597
 OUTLINED = dict( # source -> (files that may hold the truth, disease it is known for, credit)
@@ -656,7 +700,8 @@ def outlined_source(kind:str, # one of OUTLINED
     rows = [dict(path=films[k], patient=k.split('_')[0] if kind == 'chexlocalize' else k, labels='|'.join(sorted(v[0])),
                  shapes=json.dumps(v[1]) if v[1] else '') for k, v in known.items() if k in films]
     if not rows: raise LazysegError(f"None of the {len(known)} films named in {found[0].name} is in {data}.")
-    if len(rows) < len(known): warnings.warn(f"{len(known) - len(rows)} of {len(known)} films named in {found[0].name} are not in {data} and are left out.")
+    if len(rows) < len(known):
+        warnings.warn(f"{len(known) - len(rows)} of {len(known)} films named in {found[0].name} are not in {data} and are left out.")
     return make_source(kind, pd.DataFrame(rows), data, line if credit is None else credit, disease=disease, **how)
 
 # %% ../nbs/01_data.ipynb #c2f7440a
@@ -671,7 +716,8 @@ def _newest_kept(handle:str, # 'owner/set'
 
 def download(name:str, # one of KAGGLE
             ) -> Path: # the folder it lies in
-    "Fetch a data set through kagglehub, which keeps it; with your own Kaggle credentials. Where Kaggle is out of reach, the copy kept before will do."
+    """Fetch a data set through kagglehub, which keeps it; with your own Kaggle credentials.
+    Where Kaggle is out of reach, the copy kept before will do."""
     handle = KAGGLE[one_of('data set', name, KAGGLE)]
     by_hand = f"Or download https://www.kaggle.com/datasets/{handle} yourself, unpack it, and give its folder as data=."
     try: import kagglehub
@@ -688,7 +734,8 @@ def _phantom_source(data=None, # not used: the phantom renders its films
                     disease:str='pneumonia', **how) -> Source:
     "Films rendered from a CT, with exact truth: see the chapter on the phantom."
     from lazyseg.phantom import phantom # here, since that chapter imports this one
-    if data is not None: raise LazysegError("Source 'phantom' renders its films and takes no data=. For films of your own: source 'table' or 'folder'.")
+    if data is not None:
+        raise LazysegError("Source 'phantom' renders its films and takes no data=. For films of your own: source 'table' or 'folder'.")
     return phantom(disease, **how)
 
 SOURCES = dict(phantom=_phantom_source, table=table_source, folder=folder_source, pneumonia=pneumonia_source, nih=nih_source,
@@ -726,7 +773,8 @@ class FilmStore:
         need, free = n*height*width*len(parts), shutil.disk_usage(folder).free
         gone = [o for o in parts if not (folder/f'{o}.building.npy').is_file()]
         if gone and need > free: # a full disk would kill the process in the middle of a write
-            raise LazysegError(f"The cache needs {need/2**20:,.0f} MiB and {folder} has {free/2**20:,.0f}. Make room, or set LAZYSEG_CACHE to a folder on a larger disk.")
+            raise LazysegError(f"The cache needs {need/2**20:,.0f} MiB and {folder} has {free/2**20:,.0f}. "
+                               "Make room, or set LAZYSEG_CACHE to a folder on a larger disk.")
         self.arrays, self.state = {o: self._open(o, (n, height, width)) for o in parts}, self._open('state', (n,))
         if gone: self.state[:] = 0 # new, or killed while the files were given their names: what `state` says is not to be relied on
 
@@ -780,10 +828,12 @@ def _fill_store(store:FilmStore, source:Source, height:int, width:int, how:dict,
                 else: raise LazysegError(f"{reason} Mend or remove it, or leave such films out with bad='skip'.")
 
 # %% ../nbs/01_data.ipynb #eab440ee
-def cached_parts(source:Source, height:int, width:int, how:dict, bad:str, threads:int=None) -> tuple: # ({part: memory map}, rows that could be read)
+def cached_parts(source:Source, height:int, width:int, how:dict, bad:str, threads:int=None,
+                ) -> tuple: # ({part: memory map}, rows that could be read)
     "The films of a source from its cache, which is filled first where it has to be."
     folder = cache_dir('films', _cache_key(source, height, width, how))
-    there = lambda p, columns: p == 'film' or any(c in source.table and (source.table[c] != '').any() for c in columns) or p == 'lungs' and 'found_by' in how
+    there = lambda p, columns: (p == 'film' or any(c in source.table and (source.table[c] != '').any() for c in columns)
+                                or p == 'lungs' and 'found_by' in how)
     parts = [p for p, columns in _PARTS.items() if there(p, columns)]
     with FileLock(folder/'lock'): # a second process waits here, and then finds the films ready
         if not (folder/'rows.npy').is_file():
@@ -798,7 +848,9 @@ def cached_parts(source:Source, height:int, width:int, how:dict, bad:str, thread
 def _tell_faults(file:Path, n:int, total:int, bad:str):
     "Say aloud how many films are left out and why, or stop."
     reasons = [json.loads(line)[1] for line in file.read_text().splitlines()]
-    if bad == 'stop': raise LazysegError(f"{n} of {total} films can't be read: {reasons[0]} Mend or remove them, or leave such films out with bad='skip'.")
+    if bad == 'stop':
+        raise LazysegError(f"{n} of {total} films can't be read: {reasons[0]} "
+                           "Mend or remove them, or leave such films out with bad='skip'.")
     warnings.warn(f"{n} of {total} films are left out: {' '.join(reasons[:3])}{' ...' if n > 3 else ''} All reasons: {file}.")
 
 # %% ../nbs/01_data.ipynb #8f4f38c1
@@ -809,11 +861,13 @@ def hand_back():
 
 # %% ../nbs/01_data.ipynb #389f8e92
 def _pick_width(source:Source, height:int, aspect:float|None) -> int:
-    "The width that goes with a height: a multiple of 8, since generators halve films three times. Without an aspect, the median of 200 films."
+    """The width that goes with a height: a multiple of 8, since generators halve films three times.
+    Without an aspect, the median of 200 films."""
     if aspect is None:
         rows = source.table.iloc[np.unique(np.linspace(0, len(source) - 1, 200).astype(int))]
         aspect = _own_aspect(source, rows) if source.load else 1.
-    if not isinstance(aspect, (int, float)) or not .2 <= aspect <= 5: raise LazysegError(f"aspect={aspect} is not the shape of a film: it is width through height.")
+    if not isinstance(aspect, (int, float)) or not .2 <= aspect <= 5:
+        raise LazysegError(f"aspect={aspect} is not the shape of a film: it is width through height.")
     return max(8, round(height*aspect/8)*8)
 
 def _own_aspect(source:Source, rows:pd.DataFrame) -> float:
@@ -836,14 +890,17 @@ def get_films(source:Source, # from `get_source`
              ) -> Films:
     "All films of a source at one size, read through the cache."
     one_of('view', view, VIEWS), one_of('bad', bad, ('stop','skip')), one_of('lung_masks', lung_masks, LUNG_MASKS)
-    if not isinstance(size, (int, np.integer)) or size < 16 or size % 8: raise LazysegError(f"size={size!r} must be a whole number, a multiple of 8, and 16 at least.")
+    if not isinstance(size, (int, np.integer)) or size < 16 or size % 8:
+        raise LazysegError(f"size={size!r} must be a whole number, a multiple of 8, and 16 at least.")
     how = dict(view=view) | (dict(trim=True) if trim else {}) | _lungs_how(source, view, lung_masks)
     width = _pick_width(source, size, aspect)
     if source.arrays is not None: parts, rows = _source_arrays(source, size, width, how), slice(None)
     elif source.root is not None: parts, rows = cached_parts(source, size, width, how, bad)
     else: parts, rows = read_all(source, size, width, how if source.load else {}), slice(None)
     table = source.table.iloc[rows]
-    if 'lungs' in parts: table = table.assign(lungs_from=np.where(_no_mask(table), 'network' if 'found_by' in how else '', 'mask') if source.load else 'mask')
+    if 'lungs' in parts:
+        table = table.assign(lungs_from=np.where(_no_mask(table), 'network' if 'found_by' in how else '', 'mask')
+                                        if source.load else 'mask')
     for name, chosen in (('healthy', ~table.diseased), ('diseased', table.diseased)):
         if not chosen.any(): raise LazysegError(f"Not one {name} film could be read.")
     if 'has_truth' not in table: table = table.assign(has_truth='truth' in parts)
@@ -852,7 +909,9 @@ def get_films(source:Source, # from `get_source`
     return Films(table=table, credit=source.credit, region=region, **parts)
 
 # %% ../nbs/01_data.ipynb #cd3a05f9
-LUNG_MASKS = ('auto','given','all') # 'auto': the film's own mask, else the network's where the view needs one; 'given': own masks alone; 'all': the network's even where the view needs none
+# 'auto': the film's own mask, else the network's where the view needs one; 'given': own masks alone;
+# 'all': the network's even where the view needs none
+LUNG_MASKS = ('auto','given','all')
 
 def _no_mask(table:pd.DataFrame) -> np.ndarray: # bool
     "Which films come without a lung mask."
@@ -862,9 +921,13 @@ def _lungs_how(source:Source, view:str, lung_masks:str) -> dict: # for `_read_vi
     "Who outlines the lungs; said aloud where it is the network."
     none = _no_mask(source.table) & (source.load is not None)
     if not none.any() or view == 'film' and lung_masks != 'all': return {}
-    if lung_masks == 'given': raise LazysegError(f"view={view!r} needs lung masks, and {none.sum()} of {len(none)} films have none (the first: {source.table.path[none].iloc[0]}). "
-                                                 "Leave them out with where=, such as where=\"lung_mask_path != ''\", use view='film', or let the network find the lungs with lung_masks='auto'.")
-    warnings.warn(f"{none.sum()} of {len(none)} films have no lung mask: their lungs are found by a network that learned from the phantom (lazyseg.lungs, version {lungs_version()}). Look at some.")
+    if lung_masks == 'given':
+        raise LazysegError(f"view={view!r} needs lung masks, and {none.sum()} of {len(none)} films have none "
+                           f"(the first: {source.table.path[none].iloc[0]}). "
+                           "Leave them out with where=, such as where=\"lung_mask_path != ''\", use view='film', "
+                           "or let the network find the lungs with lung_masks='auto'.")
+    warnings.warn(f"{none.sum()} of {len(none)} films have no lung mask: their lungs are found by a network "
+                  f"that learned from the phantom (lazyseg.lungs, version {lungs_version()}). Look at some.")
     return dict(found_by=lungs_version())
 
 def lung_counts(films:Films) -> dict: # {mask: films, network: films, version}, for metrics.json; empty where no lungs are known
@@ -966,7 +1029,8 @@ def show_batch(self:UnpairedLoader, b=None, max_n:int=6, figsize:tuple=None, sho
 # %% ../nbs/01_data.ipynb #1bfd169d
 def unpaired_loaders(films:Films, # with splits 'train' and 'valid'
                      batch_size:int=8,
-                     augment:str='rotate', # 'paper': up to 5 degrees and left-right flip; 'rotate': no flip, which would mirror the heart; 'none'
+                     # 'paper': up to 5 degrees and left-right flip; 'rotate': no flip, which would mirror the heart; 'none'
+                     augment:str='rotate',
                      border:str='reflection', # what rotation turns into view: 'reflection' or 'border'
                      device=None, # fastai's choice when None
                      seed:int=0, # the same seed gives the same batches

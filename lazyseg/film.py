@@ -28,7 +28,8 @@ def _deep_grey(image:Image.Image, # of more than 8 bits
               ) -> np.ndarray: # (H, W) float32, 0..1
     "Whole numbers of more than 8 bits as brightness."
     values = np.asarray(image)
-    if values.min(initial=0) < 0: raise LazysegError("holds negative numbers, so its black is not known: save it as 8 or 16 bit without a sign.")
+    if values.min(initial=0) < 0:
+        raise LazysegError("holds negative numbers, so its black is not known: save it as 8 or 16 bit without a sign.")
     grey = values.astype(np.float32)
     grey /= full_scale(values)
     return grey
@@ -73,10 +74,14 @@ def _dicom_grey(path:str|Path) -> np.ndarray: # (H, W) float32, 0..1
     "A DICOM film as brightness: rescaled, windowed, white on black, its pixels square."
     data = _read_dicom(path)
     extra = 0 if data.file_meta.TransferSyntaxUID.is_compressed else len(data.PixelData) - data.Rows*data.Columns*data.BitsAllocated//8
-    if extra > 2: raise LazysegError(f"holds {extra} bytes more than {data.Columns} x {data.Rows} pixels: its size is not what it says.") # or it would be read askew
+    if extra > 2:
+        raise LazysegError(f"holds {extra} bytes more than {data.Columns} x {data.Rows} pixels: "
+                           "its size is not what it says.") # or it would be read askew
     pixels = data.pixel_array
-    if pixels.shape != (data.Rows, data.Columns): raise LazysegError(f"claims {data.Columns} x {data.Rows} pixels and holds {' x '.join(map(str, pixels.shape[::-1]))}.")
-    if pixels.dtype.kind not in 'iu' or pixels.itemsize > 2: raise LazysegError("stores more than 16 bits a pixel, or fractions: not a radiograph.")
+    if pixels.shape != (data.Rows, data.Columns):
+        raise LazysegError(f"claims {data.Columns} x {data.Rows} pixels and holds {' x '.join(map(str, pixels.shape[::-1]))}.")
+    if pixels.dtype.kind not in 'iu' or pixels.itemsize > 2:
+        raise LazysegError("stores more than 16 bits a pixel, or fractions: not a radiograph.")
     film = _dicom_shades(data, pixels.dtype)[pixels.view(f'u{pixels.itemsize}')]
     shape = square_shape(data, *film.shape)
     return film if shape == film.shape else resize(film, *shape).clip(0, 1)
@@ -87,7 +92,8 @@ def _look_up(values:np.ndarray, # whole numbers
             ) -> np.ndarray: # what the table gives for each value; for those beyond its ends, what stands at the end
     "DICOM's tables: how many entries, the value of the first, and the bits of each."
     n, first, bits = (int(o) for o in table.LUTDescriptor)
-    entries = table.LUTData if not isinstance(table.LUTData, bytes) else np.frombuffer(table.LUTData, '<u2' if len(table.LUTData) >= 2*(n or 65536) else 'u1')
+    entries = (table.LUTData if not isinstance(table.LUTData, bytes) else
+               np.frombuffer(table.LUTData, '<u2' if len(table.LUTData) >= 2*(n or 65536) else 'u1'))
     entries = np.asarray(entries)[:n or 65536]
     if len(entries) < (n or 65536): raise LazysegError("has a table of grey values that is cut short.")
     return entries[(values.astype(np.int64) - first).clip(0, len(entries) - 1)].astype(float)
@@ -116,13 +122,15 @@ def _dicom_range(data) -> tuple: # (black, white) in the units that the window l
     bits, signed = int(data.BitsStored), int(data.PixelRepresentation)
     if not 1 <= bits <= 16: raise LazysegError(f"claims {bits} bits a pixel.")
     low, high = (-2**(bits-1), 2**(bits-1) - 1) if signed else (0, 2**bits - 1)
-    slope, shift = (float(data.get(o, d)) for o, d in (('RescaleSlope', 1), ('RescaleIntercept', 0))) if 'RescaleSlope' in data and 'RescaleIntercept' in data else (1, 0)
+    slope, shift = ((float(data.get(o, d)) for o, d in (('RescaleSlope', 1), ('RescaleIntercept', 0)))
+                    if 'RescaleSlope' in data and 'RescaleIntercept' in data else (1, 0))
     return tuple(sorted((low*slope + shift, high*slope + shift)))
 
 # %% ../nbs/00a_film.ipynb #71c59d6f
 def square_shape(data, height:int, width:int) -> tuple: # (height, width)
     "The shape in which a film's pixels are square: the coarser direction gets more of them."
-    spacing = next((data.get(o) for o in ('PixelSpacing','ImagerPixelSpacing','NominalScannedPixelSpacing','PixelAspectRatio') if data.get(o)), (1, 1))
+    spacing = next((data.get(o) for o in ('PixelSpacing','ImagerPixelSpacing','NominalScannedPixelSpacing','PixelAspectRatio')
+                    if data.get(o)), (1, 1))
     down, across = map(float, spacing)
     if not (down > 0 and across > 0 and .2 <= down/across <= 5): raise LazysegError(f"claims pixels of {down:g} x {across:g} mm.")
     if abs(down/across - 1) < .005: return height, width
@@ -135,11 +143,13 @@ PICTURES = ('.png','.jpg','.jpeg','.bmp','.tif','.tiff','.webp','.dcm','.dicom')
 def _read_picture(path:str|Path) -> np.ndarray: # (H, W) float32, 0..1
     "A film that is not DICOM, through Pillow."
     with Image.open(path, formats=_FORMATS) as image:
-        if image.width*image.height > BIGGEST: raise LazysegError(f"claims {image.width*image.height:,} pixels; more than {BIGGEST:,} are not read.")
+        if image.width*image.height > BIGGEST:
+            raise LazysegError(f"claims {image.width*image.height:,} pixels; more than {BIGGEST:,} are not read.")
         if image.format != 'PNG': return to_grey(image)
         image.verify() # the checksums; after this the file has to be opened again
     with Image.open(path, formats=_FORMATS) as image: return to_grey(image)
 
+# %% ../nbs/00a_film.ipynb #88a8b5b6
 def read_film(path:str|Path, # PNG, JPEG, BMP, TIFF, WebP or DICOM
              ) -> np.ndarray: # (H, W) float32, 0 is black and 1 white
     "Read a film at its full size. Raises a `LazysegError` that names the file when it can't be read."
@@ -151,7 +161,9 @@ def read_film(path:str|Path, # PNG, JPEG, BMP, TIFF, WebP or DICOM
         if min(film.shape) < 16: raise LazysegError(f"is {film.shape[1]} x {film.shape[0]} pixels: too small for a film.")
         return film
     except LazysegError as e: raise LazysegError(f"{path} {e}") from e
-    except Exception as e: raise LazysegError(f"{path} can't be read as a film: {' '.join(str(e).replace(str(path), 'it').split())[:200] or type(e).__name__}.") from e
+    except Exception as e:
+        raise LazysegError(f"{path} can't be read as a film: "
+                           f"{' '.join(str(e).replace(str(path), 'it').split())[:200] or type(e).__name__}.") from e
 
 def is_dicom(path, head:bytes) -> bool:
     "Whether a file is DICOM, by its mark at byte 128 or by its name."
@@ -302,12 +314,13 @@ def follow(image:np.ndarray, # (H, W)
     if step > 1: part = ndimage.gaussian_filter(part, .4*step)
     return ndimage.map_coordinates(part, grid - np.array([top, left])[:, None, None], order=1, mode='nearest')
 
-# %% ../nbs/00a_film.ipynb #78d57085
+# %% ../nbs/00a_film.ipynb #a9549c0f
 VIEWS = ('film','crop','aligned','lungs')
 
+# %% ../nbs/00a_film.ipynb #78d57085
 def make_view(parts:dict, # film (H, W) float 0..1; truth and lungs (H, W) bool where known
               height:int, width:int, # of the result
-              view:str='film', # 'film': all of it; 'crop': around the lungs; 'aligned': the lungs' box fills the view; 'lungs': their outline too
+              view:str='film', # 'film': all of it; 'crop': round the lungs; 'aligned': their box fills the view; 'lungs': their outline too
               trim:bool=False, # cut a black frame off first: see `trim_box`
              ) -> dict: # the same parts as (height, width) uint8
     "Cut out, level and resize what a model is to see. Nothing is padded; masks go where the film goes."
@@ -316,8 +329,10 @@ def make_view(parts:dict, # film (H, W) float 0..1; truth and lungs (H, W) bool 
         parts = {o: a[t:b, l:r] for o, a in parts.items()}
     lungs = parts.get('lungs')
     if one_of('view', view, VIEWS) != 'film':
-        if lungs is None: raise LazysegError(f"view={view!r} needs a lung mask and this film has none: choose films that have one, or view='film'.")
-        if not lungs.any(): raise LazysegError(f"view={view!r} needs a lung mask and this film's is empty: leave the film out, or use view='film'.")
+        if lungs is None:
+            raise LazysegError(f"view={view!r} needs a lung mask and this film has none: choose films that have one, or view='film'.")
+        if not lungs.any():
+            raise LazysegError(f"view={view!r} needs a lung mask and this film's is empty: leave the film out, or use view='film'.")
         parts = parts | dict(film=level_lungs(parts['film'], lungs))
     if view == 'lungs': take, grid = None, pull_grid(lungs, height, width)
     elif view == 'aligned': take = lung_box(lungs, .04)

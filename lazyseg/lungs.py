@@ -51,7 +51,8 @@ def outlined_lungs(scene, # `lazyseg.phantom.Scene`
     "The lungs of a phantom film as people outline lungs: with what lies behind the heart, down to the dome of the diaphragm."
     from skimage.morphology import convex_hull_image
     paths = scene.look(_tell_apart(scene.chest.shape), scene.grid(ill)[::2])[None]
-    left, right, belly, spine = F.interpolate(paths, scene.shape, mode='bilinear', antialias=True, align_corners=False)[0].numpy() # mm along each ray
+    # mm along each ray
+    left, right, belly, spine = F.interpolate(paths, scene.shape, mode='bilinear', antialias=True, align_corners=False)[0].numpy()
     mm = scene.shape[0]/scene.numbers['fov']*scene.numbers['height'] # pixels for one mm of the patient
     hidden = ndimage.binary_fill_holes(belly > 10) | (ndimage.gaussian_filter(spine, (12*mm, 2*mm)) > 20)
     return np.logical_or(*(largest(convex_hull_image(lung > 15) & ~hidden) for lung in (left, right)))
@@ -108,7 +109,8 @@ def shapes(n:int, radius:tuple, edge:tuple, rng:torch.Generator) -> Tensor: # (n
 
 # %% ../nbs/01b_lungs.ipynb #7b8fdc5f
 def move(films:Tensor, lungs:Tensor, # (B, 1, SIZE, SIZE) both
-         rng:torch.Generator, zoom:float=1.3, stretch:float=1.2, degrees:float=12., shift:float=.09, bend:float=.025) -> tuple: # both, moved alike
+         rng:torch.Generator, zoom:float=1.3, stretch:float=1.2, degrees:float=12., shift:float=.09, bend:float=.025,
+        ) -> tuple: # both, moved alike
     "Other children, other crops: zoomed and stretched by up to these factors, turned, shifted and bent by shares of the film."
     n, draw = len(films), lambda most: between(len(films), -most, most, rng).flatten()
     z, r, a = draw(math.log(zoom)).exp(), draw(math.log(stretch)/2).exp(), torch.deg2rad(draw(degrees))
@@ -220,7 +222,8 @@ def train_lungs(films:dict, # from `school_films`
         some = [train_step(net, optimizer, films, i, steps, batch, top, seed) for i in range(start, min(start + 100, steps))]
         costs.append(round(float(np.mean(some)), 4))
         if kept:
-            with whole_file(kept) as p: torch.save(dict(net=net.state_dict(), optimizer=optimizer.state_dict(), step=start + len(some), costs=costs), p)
+            with whole_file(kept) as p:
+                torch.save(dict(net=net.state_dict(), optimizer=optimizer.state_dict(), step=start + len(some), costs=costs), p)
     return net.eval(), costs
 
 # %% ../nbs/01b_lungs.ipynb #cac1209c
@@ -231,7 +234,8 @@ def here(name:str) -> Path:
 def about_lungs() -> dict: # how the weights were made, `sha256`, `measured`
     "What is known of the network that comes with the library."
     try: return json.loads(here('lungs.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise LazysegError(f"{here('lungs.json')} can't be read, so lungs can't be found: install lazyseg anew, or give lung masks.") from e
+    except (OSError, ValueError) as e:
+        raise LazysegError(f"{here('lungs.json')} can't be read, so lungs can't be found: install lazyseg anew, or give lung masks.") from e
 
 def lungs_version() -> str:
     "Twelve letters by which the network is known."
@@ -241,7 +245,8 @@ def lungs_version() -> str:
 def keep_net(net:Outliner, about:dict, folder:Path=None):
     "Write the weights and what is known of them."
     folder = Path(folder or here(''))
-    with whole_file(folder/'lungs.safetensors') as p: p.write_bytes(as_safetensors({k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}))
+    with whole_file(folder/'lungs.safetensors') as p:
+        p.write_bytes(as_safetensors({k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}))
     about = about | dict(sha256=hashlib.sha256((folder/'lungs.safetensors').read_bytes()).hexdigest())
     with whole_file(folder/'lungs.json') as p: p.write_text(json.dumps(about, indent=1, allow_nan=False) + '\n', encoding='utf-8')
 
@@ -249,9 +254,12 @@ def keep_net(net:Outliner, about:dict, folder:Path=None):
 def lung_net(folder:Path=None) -> Outliner: # in evaluation mode
     "The network, from its file."
     file = Path(folder or here(''))/'lungs.safetensors'
-    if not file.is_file(): raise LazysegError(f"{file} is missing, so lungs can't be found: install lazyseg anew, make it with `python -m lazyseg.lungs`, or give lung masks.")
+    if not file.is_file():
+        raise LazysegError(f"{file} is missing, so lungs can't be found: "
+                           "install lazyseg anew, make it with `python -m lazyseg.lungs`, or give lung masks.")
     said, found = json.loads(file.with_suffix('.json').read_text())['sha256'], hashlib.sha256(file.read_bytes()).hexdigest()
-    if said != found: raise LazysegError(f"{file} is damaged: its sha256 is {found[:12]}..., and should be {said[:12]}... Install lazyseg anew.")
+    if said != found:
+        raise LazysegError(f"{file} is damaged: its sha256 is {found[:12]}..., and should be {said[:12]}... Install lazyseg anew.")
     net = Outliner(WIDTH, BLOCKS)
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()})
     return net.eval().requires_grad_(False)
@@ -287,7 +295,9 @@ def find_lungs(film:np.ndarray, # (H, W) 0..1
     logits = keep_lungs(lung_logits(small, net)[0])
     lungs = resize(logits, *film.shape) > 0
     fault = no_lungs(lungs) or ('the network is not sure of them' if how_sure(logits) < SURE else '')
-    if fault: raise LazysegError(f"The network found no lungs that could be right: {fault}. Give a lung mask, use view='film', or leave the film out.")
+    if fault:
+        raise LazysegError(f"The network found no lungs that could be right: {fault}. "
+                           "Give a lung mask, use view='film', or leave the film out.")
     return lungs
 
 # %% ../nbs/01b_lungs.ipynb #7dafa89f
@@ -331,7 +341,8 @@ def measure_lungs(source, # a `Source` of films with lung masks
         seen, fault = source.load(row), ''
         try: found = find_lungs(seen['film'], net)
         except LazysegError as e: found, fault = np.zeros(seen['film'].shape, bool), str(e)
-        rows.append(dict(path=row.path, patient=row.patient, diseased=row.diseased, half=('tried', 'held back')[patient_hash(row.patient, 5) % 2],
+        rows.append(dict(path=row.path, patient=row.patient, diseased=row.diseased,
+                         half=('tried', 'held back')[patient_hash(row.patient, 5) % 2],
                          dice=overlap(found, seen['lungs']), fault=fault))
     return pd.DataFrame(rows)
 
@@ -345,7 +356,8 @@ def summary(found, # from `measure_lungs`
         times = patient_draws(part.patient)
         low, high = np.quantile(times@part.dice.to_numpy()/times.sum(1), [.025, .975])
         numbers = dict(dice=part.dice.mean(), low=low, high=high, lowest5=part.dice.quantile(.05), below8=(part.dice < .8).mean())
-        out[kind] = dict(films=len(part), patients=part.patient.nunique(), **{k: round(float(v), 4) for k, v in numbers.items()}, none=int((part.fault != '').sum()))
+        out[kind] = dict(films=len(part), patients=part.patient.nunique(), **{k: round(float(v), 4) for k, v in numbers.items()},
+                         none=int((part.fault != '').sum()))
     return out
 
 # %% ../nbs/01b_lungs.ipynb #b23fd73e
@@ -356,7 +368,8 @@ def _main() -> int:
     from lazyseg.data import get_source
     from lazyseg.phantom import VERSION
     net, costs = train_lungs(school_films(_FILMS), _STEPS, seed=_SEED, folder=cache_dir('lungs'))
-    about = dict(network=f'Outliner({WIDTH}, {BLOCKS})', size=SIZE, films=_FILMS, steps=_STEPS, seed=_SEED, phantom=VERSION, costs=costs, measured={})
+    about = dict(network=f'Outliner({WIDTH}, {BLOCKS})', size=SIZE, films=_FILMS, steps=_STEPS, seed=_SEED, phantom=VERSION,
+                 costs=costs, measured={})
     keep_net(net, about)
     table = Path(os.environ.get('LAZYSEG_CXR') or project_root().parent/'shared'/'cxr')/'index.csv'
     if table.is_file():

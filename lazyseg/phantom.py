@@ -99,7 +99,8 @@ class Grid:
     "Where voxels lie. A place is in mm to the patient's left, to the front, and up, from the middle of the lungs."
     def __init__(self, shape, spacing): # both front, up, left
         self.shape, self.spacing = tuple(shape), torch.tensor(spacing, dtype=torch.float32)
-        first = torch.tensor([(_CENTRE[1] - 2)*.703125, _CENTRE[2]*2.5, (_CENTRE[0] - 2)*.703125]) # the fine grid's first voxel to the centre
+        # the fine grid's first voxel to the centre
+        first = torch.tensor([(_CENTRE[1] - 2)*.703125, _CENTRE[2]*2.5, (_CENTRE[0] - 2)*.703125])
         self.origin = (self.spacing - torch.tensor(FINE_MM))/2 - first
 
     def place(self, voxels): # flat voxel numbers -> (n, 3) mm
@@ -208,7 +209,8 @@ def control_points(patient:dict, aspect:float) -> torch.Tensor: # (*CONTROL, 3) 
 # %% ../nbs/00_phantom.ipynb #357d3835
 def turn(patient:dict) -> torch.Tensor: # (3, 3)
     "The patient's rotation: about the long axis, forward, sideways."
-    (ca, sa), (cb, sb), (cc, sc) = ((math.cos(math.radians(patient[k])), math.sin(math.radians(patient[k]))) for k in ('yaw', 'pitch', 'roll'))
+    (ca, sa), (cb, sb), (cc, sc) = ((math.cos(math.radians(patient[k])), math.sin(math.radians(patient[k])))
+                                    for k in ('yaw', 'pitch', 'roll'))
     return (torch.tensor([[ca, -sa, 0], [sa, ca, 0], [0, 0, 1]]) @ torch.tensor([[1, 0, 0], [0, cb, -sb], [0, sb, cb]])
             @ torch.tensor([[cc, 0, sc], [0, 1, 0], [-sc, 0, cc]]))
 
@@ -478,13 +480,15 @@ def folds(rng, x, z):
     return out
 
 # %% ../nbs/00_phantom.ipynb #d8d771e4
-THINGS = {breasts: .35, nipples: .25, nodes: .3, catheter: .2, feeding_tube: .12, windpipe_tube: .06, leads: .15, pacemaker: .04, folds: .25}
+THINGS = {breasts: .35, nipples: .25, nodes: .3, catheter: .2, feeding_tube: .12, windpipe_tube: .06, leads: .15,
+          pacemaker: .04, folds: .25}
 
 def _add_things(scene, rng): # -> (h, w) mm of water, alike in film and twin
     "Each thing with its own odds, the same for the healthy and the sick."
     n = scene.numbers
     h, w = scene.rays[1:]
-    z, x = torch.meshgrid(-((torch.arange(h) + .5)/h*2 - 1)*n['fov']/2, ((torch.arange(w) + .5)/w*2 - 1)*n['fov']/2*scene.aspect, indexing='ij')
+    z, x = torch.meshgrid(-((torch.arange(h) + .5)/h*2 - 1)*n['fov']/2,
+                          ((torch.arange(w) + .5)/w*2 - 1)*n['fov']/2*scene.aspect, indexing='ij')
     x, z = x/n['width'] + n['left'], z/n['height'] + n['up'] # on the patient
     return sum((thing(rng, x, z) for thing, odds in THINGS.items() if rng.random() < odds), torch.zeros_like(x))
 
@@ -505,7 +509,8 @@ def marks(film, rng):
     "The side marker and the edges of the beam."
     side = rng.choice(['L', 'R'])
     across = rng.uniform(.01, .1)
-    if rng.random() < .7: stamp(film, side, (rng.uniform(.01, .2), across if side == 'R' else 1 - across), rng.uniform(.04, .07), rng.uniform(.8, 1))
+    if rng.random() < .7:
+        stamp(film, side, (rng.uniform(.01, .2), across if side == 'R' else 1 - across), rng.uniform(.04, .07), rng.uniform(.8, 1))
     widths, tilts, dark = rng.uniform(-.08, .06, 4), rng.normal(0, .012, 4), rng.uniform(0, .06)
     if rng.random() > .5: return
     h, w = film.shape[-2:]
@@ -579,7 +584,8 @@ def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, 
     n, (h, w) = scene.numbers, scene.shape
     pull = disease.move(scene.at)
     room = (pull*torch.tensor([n['width'], n['thick'], n['height']])) @ turn(n)
-    tissue = F.grid_sample(scene.healthy.view(1, 1, *scene.chest.shape), scene.chest.normal(scene.at + pull)[None], align_corners=True)[0, 0]
+    tissue = F.grid_sample(scene.healthy.view(1, 1, *scene.chest.shape), scene.chest.normal(scene.at + pull)[None],
+                           align_corners=True)[0, 0]
     flat = (room*tissue[..., None]).sum(0)/(tissue.sum(0)[..., None] + .1)
     pixels = torch.stack([-flat[..., 2]*h/n['fov'], flat[..., 0]*w/(n['fov']*scene.aspect)])
     return spread(h, CONTROL[1]) @ pixels @ spread(w, CONTROL[2]).T
@@ -666,8 +672,9 @@ def film_table(disease:str, n:int, seed:int=0, shifted:bool=False, films_per_pat
     labels = ['|'.join(filter(None, [disease if k else '', m])) or 'No Finding' for k, m in zip(ill != wrong, more)]
     severity = [draw_severity(stream(f'{seed}-{r}', disease)) if k else 0. for r, k in zip(rows, ill)]
     tag = [bool(shortcut) and chance('tag', r) < .5 + (.5*float(shortcut) if k else -.5*float(shortcut)) for r, k in zip(rows, ill)]
-    return pd.DataFrame(dict(path=[f'phantom/{disease}/{seed}/{r:06d}' for r in rows], patient=[f'p{p:06d}' for p in patient], labels=labels,
-        diseased=ill != wrong, split=part, view='PA', label_noise=wrong, truly_diseased=ill, severity=severity, others=more, tag=tag))
+    return pd.DataFrame(dict(path=[f'phantom/{disease}/{seed}/{r:06d}' for r in rows], patient=[f'p{p:06d}' for p in patient],
+        labels=labels, diseased=ill != wrong, split=part, view='PA', label_noise=wrong, truly_diseased=ill,
+        severity=severity, others=more, tag=tag))
 
 def _parts(patients, seed, shares, shifted): # the split of each film, by its patient's number
     if shifted: return np.full(len(patients), 'test')
@@ -718,13 +725,13 @@ def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
                    others:float=0., # chance of each other disease on any film, healthy ("without this one") or not
                    shortcut:float=0., # 0..1: how far a block in the corner gives the class away
                    **settings, # more for `render`: signs, distractors, patient
-                  ) -> tuple[pd.DataFrame, dict]: # table; film, truth, lungs, twin, truth_<other>: uint8 (2n, h, w), shift: float16 (2n, 2, h, w)
+                  ) -> tuple[pd.DataFrame, dict]: # film, truth, lungs, twin, truth_<other>: uint8 (2n, h, w), shift: float16 (2n, 2, h, w)
     "Films of both classes, rendered into the cache the first time, memory-mapped from it ever after."
     one_of('disease', disease, DISEASES)
     table = film_table(disease, n, seed, shifted, films_per_patient, label_noise, split, others, shortcut)
     look = dict(size=size, aspect=aspect, shifted=shifted, **settings)
-    key = json.dumps(look | dict(shifted=shifted and OUTSIDE, disease=disease, n=n, seed=seed, films_per_patient=films_per_patient, others=others, shortcut=shortcut,
-                                 version=VERSION), sort_keys=True)
+    key = json.dumps(look | dict(shifted=shifted and OUTSIDE, disease=disease, n=n, seed=seed, films_per_patient=films_per_patient,
+                                 others=others, shortcut=shortcut, version=VERSION), sort_keys=True)
     folder = cache_dir('phantom', f'{disease}-{size}-{n}-{hashlib.sha256(key.encode()).hexdigest()[:10]}')
     shape = (size, round(size*aspect))
     arrays = dict.fromkeys(('film', 'truth', 'lungs', 'twin'), (shape, np.uint8))
@@ -775,7 +782,8 @@ def phantom(disease:str='pneumonia', # one of `DISEASES`
     return Source(name=f'phantom-{disease}', table=film_table(disease, n, seed, **_table_settings(settings)), read=read,
                   credit=CREDIT, arrays=arrays)
 
-def _table_settings(settings): return {k: v for k, v in settings.items() if k in ('shifted', 'films_per_patient', 'label_noise', 'split', 'others', 'shortcut')}
+def _table_settings(settings):
+    return {k: v for k, v in settings.items() if k in ('shifted', 'films_per_patient', 'label_noise', 'split', 'others', 'shortcut')}
 
 # %% ../nbs/00_phantom.ipynb #d6bddf0c
 KINDS = ('',)*11 + DISEASES*2 + tuple('|'.join(pair) for pair in combinations(DISEASES, 2)) # what 25 films have
@@ -796,8 +804,8 @@ def several_table(n:int=2000, # films in all
     wrong = (part == 'train') & ([c.random() < label_noise for c in chance])
     said = [KINDS[c.integers(len(KINDS))] if w else t for t, c, w in zip(true, chance, wrong)]
     name = lambda kinds: [k or 'No Finding' for k in kinds]
-    return pd.DataFrame(dict(path=[f'phantom/several/{seed}/{r:06d}' for r in range(n)], patient=[f's{r:06d}' for r in range(n)], labels=name(said),
-        diseased=[bool(k) for k in said], split=part, view='PA', label_noise=wrong, true_labels=name(true)))
+    return pd.DataFrame(dict(path=[f'phantom/several/{seed}/{r:06d}' for r in range(n)], patient=[f's{r:06d}' for r in range(n)],
+        labels=name(said), diseased=[bool(k) for k in said], split=part, view='PA', label_noise=wrong, true_labels=name(true)))
 
 # %% ../nbs/00_phantom.ipynb #595588ee
 def several_arrays(n:int=2000, # films in all
@@ -805,11 +813,13 @@ def several_arrays(n:int=2000, # films in all
                    seed:int=0,
                    aspect:float=1., # width by height
                    **settings, # more for `several_table` and `render`
-                  ) -> tuple[pd.DataFrame, dict]: # table; film, lungs: uint8 (n, h, w), truths: uint8 (n, 4, h, w), one mask for each of `DISEASES`
+                  ) -> tuple[pd.DataFrame, dict]: # film, lungs: uint8 (n, h, w), truths: uint8 (n, 4, h, w), a mask for each of `DISEASES`
     "Films with none, one or two of the diseases, rendered into the cache the first time."
-    table = several_table(n, seed, **{k: settings.pop(k) for k in ('label_noise', 'split') if k in settings}, shifted=settings.get('shifted', False))
+    table = several_table(n, seed, **{k: settings.pop(k) for k in ('label_noise', 'split') if k in settings},
+                          shifted=settings.get('shifted', False))
     look = dict(size=size, aspect=aspect, **settings)
-    key = json.dumps(look | (dict(shifted=OUTSIDE) if settings.get('shifted') else {}) | dict(n=n, seed=seed, kinds=KINDS, version=VERSION), sort_keys=True)
+    key = json.dumps(look | (dict(shifted=OUTSIDE) if settings.get('shifted') else {}) |
+                     dict(n=n, seed=seed, kinds=KINDS, version=VERSION), sort_keys=True)
     folder, shape = cache_dir('phantom', f'several-{size}-{n}-{hashlib.sha256(key.encode()).hexdigest()[:10]}'), (size, round(size*aspect))
     arrays = dict(film=(shape, np.uint8), lungs=(shape, np.uint8), truths=((len(DISEASES), *shape), np.uint8))
     _render_missing(folder, table, arrays, partial(_render_several, seed=seed, look=look))
@@ -874,7 +884,8 @@ def ask_nearest(films, seed:int=0) -> dict:
     from sklearn.neighbors import NearestNeighbors
     learn, test = films.split('train'), films.split('test')
     flat = lambda a: np.reshape(a, (len(a), -1)).astype(np.float32)
-    far = [NearestNeighbors(n_neighbors=1).fit(flat(learn.film[learn.table.diseased == k])).kneighbors(flat(test.film))[0][:, 0] for k in (False, True)]
+    far = [NearestNeighbors(n_neighbors=1).fit(flat(learn.film[learn.table.diseased == k])).kneighbors(flat(test.film))[0][:, 0]
+           for k in (False, True)]
     return _auroc(far[0] - far[1], test)
 
 def ask_outlines(films, seed:int=0, fit:str='supervised U-Net') -> dict: # {metric: {value, low, high}, 'chosen': words}
@@ -886,7 +897,8 @@ def ask_outlines(films, seed:int=0, fit:str='supervised U-Net') -> dict: # {metr
 
 
 # %% ../nbs/00_phantom.ipynb #4d7b0832
-ASK = dict(unet=ask_outlines, intensity=partial(ask_outlines, fit='intensity threshold'), classifier=ask_classifier, nearest=ask_nearest, border=ask_border)
+ASK = dict(unet=ask_outlines, intensity=partial(ask_outlines, fit='intensity threshold'), classifier=ask_classifier,
+           nearest=ask_nearest, border=ask_border)
 
 def gates(disease:str, # one of `DISEASES`
           n:int=2000, # films a class
