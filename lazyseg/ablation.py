@@ -27,6 +27,8 @@ from .training import METHODS, PROFILES, GeneratorScorer, fit_method, method
 # %% ../nbs/03a_ablation.ipynb #46af16d9
 FIRST = dict(exercises=0.) # the generator alone
 TRUSTING = FIRST | dict(haze=0., faint=0., rise=1.) # nothing stands against fooling the discriminator
+
+# %% ../nbs/03a_ablation.ipynb #374a8099
 VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'both stages':          ('the method as it is', 'lazyseg', {}),
     'first stage':          ('what does the second stage add?', 'lazyseg', FIRST),
@@ -70,7 +72,8 @@ def watch_validation(scorer, # a method
     return dict(dice=float(overlap.mean()), best_dice=float(best_dice(scores[shown], truth[shown])[0]),
                 pixel_ap=float(pixel_average_precision(scores[shown], truth[shown])), image_auroc=float(image_auroc(scores, sick)),
                 marked_healthy=float(marked_area(mask[~sick]).mean()),
-                label_only=label_only_criteria(scores[~sick], scores[sick], lungs=None if valid.lungs is None else np.asarray(valid.lungs[sick]) > 0))
+                label_only=label_only_criteria(scores[~sick], scores[sick],
+                                               lungs=None if valid.lungs is None else np.asarray(valid.lungs[sick]) > 0))
 
 # %% ../nbs/03a_ablation.ipynb #22d64763
 class Diary(Callback):
@@ -96,7 +99,8 @@ def try_variant(films, # `Films` with splits train and valid
     question, row, changes = VARIANTS[one_of('variant', variant, VARIANTS)]
     diary = Diary(films.split('valid'), every)
     scorer = fit_method(films, row, profile, seed, epochs, cbs=[diary], **changes)
-    found = dict(settings=dict(variant=variant, question=question, method=row, changes=changes, profile=profile, seed=seed, epochs=len(scorer.learn.costs.epochs)),
+    found = dict(settings=dict(variant=variant, question=question, method=row, changes=changes, profile=profile, seed=seed,
+                               epochs=len(scorer.learn.costs.epochs)),
                 result=watch_validation(scorer, films.split('valid')), diary=diary.entries, costs=scorer.learn.costs.epochs,
                 seconds=round(scorer.trained_seconds, 1))
     return found, examples(scorer, films.split('valid'))
@@ -108,7 +112,8 @@ def examples(scorer, films, # with truth
     x = torch.from_numpy(np.array(some.film))[:, None].float()/255
     c = scorer.counterpart(x)
     arrays = dict(maps=scorer(x), counterpart=c.film[:, 0], mask=c.mask, delta=c.delta, flow=c.flow)
-    return dict(film=np.array(some.film), truth=np.array(some.truth)) | {k: in_steps(v.detach().cpu().numpy()).astype(np.float16) for k, v in arrays.items() if v is not None}
+    return (dict(film=np.array(some.film), truth=np.array(some.truth)) |
+            {k: in_steps(v.detach().cpu().numpy()).astype(np.float16) for k, v in arrays.items() if v is not None})
 
 # %% ../nbs/03a_ablation.ipynb #fc52baae
 def ablation_runs(folder='reports/ablation', # from the project's root
@@ -118,11 +123,13 @@ def ablation_runs(folder='reports/ablation', # from the project's root
     for file in sorted((project_root()/folder).glob('*/*/metrics.json')):
         kept = json.loads(file.read_text())
         numbers = {k: v for k, v in kept['result'].items() if k != 'label_only'}
-        rows.append(dict(disease=kept['disease'], variant=kept['settings']['variant'], seed=kept['settings']['seed'], epochs=len(kept['costs']), **numbers,
+        rows.append(dict(disease=kept['disease'], variant=kept['settings']['variant'], seed=kept['settings']['seed'],
+                         epochs=len(kept['costs']), **numbers,
                          minutes=kept['seconds']/60, **{f'label_only_{k}': v for k, v in kept['result']['label_only'].items()}))
     if not rows: raise LazysegError(f"No runs under {project_root()/folder}. Make them with: make ablation")
     order = {v: i for i, v in enumerate(VARIANTS)}
-    return pd.DataFrame(rows).sort_values(['disease', 'variant', 'seed'], key=lambda c: c.map(order) if c.name == 'variant' else c, ignore_index=True)
+    return pd.DataFrame(rows).sort_values(['disease', 'variant', 'seed'],
+                                          key=lambda c: c.map(order) if c.name == 'variant' else c, ignore_index=True)
 
 # %% ../nbs/03a_ablation.ipynb #867b1e9f
 def ablation_table(runs:pd.DataFrame, # from `ablation_runs`
@@ -137,7 +144,8 @@ def ablation_table(runs:pd.DataFrame, # from `ablation_runs`
 # %% ../nbs/03a_ablation.ipynb #a21da624
 def run_folder(disease:str, variant:str, seed:int=0, epochs:int=0, out:str='reports/ablation') -> Path:
     "Where a run is kept; one of another length than the profile's says so in its name."
-    return project_root()/out/disease/(f'{one_of("variant", variant, VARIANTS).replace(" ", "-")}-{seed}' + (f'-{epochs}-epochs' if epochs else ''))
+    return project_root()/out/disease/(f'{one_of("variant", variant, VARIANTS).replace(" ", "-")}-{seed}' +
+                                       (f'-{epochs}-epochs' if epochs else ''))
 
 def ablate(diseases=('pneumonia',), # of the phantom
            variants=tuple(VARIANTS), seeds=(0,), profile:str='cpu', epochs:int=0, # passes over the larger domain; 0: the profile's
@@ -153,7 +161,8 @@ def ablate(diseases=('pneumonia',), # of the phantom
                 if (folder/'metrics.json').is_file(): continue
                 folder.mkdir(parents=True, exist_ok=True)
                 papermill.execute_notebook(str(root/'nbs'/'ablate.ipynb'), str(folder/'ablate.ipynb'), cwd=str(root), kernel_name='python3',
-                    parameters=dict(disease=disease, variant=variant, seed=seed, profile=profile, epochs=epochs, out=out), progress_bar=False)
+                    parameters=dict(disease=disease, variant=variant, seed=seed, profile=profile, epochs=epochs, out=out),
+                    progress_bar=False)
                 forget_place(folder/'ablate.ipynb')
                 print(f'{disease}, {variant}, seed {seed}: done', flush=True)
     runs = ablation_runs(out)
@@ -161,7 +170,8 @@ def ablate(diseases=('pneumonia',), # of the phantom
     return runs
 
 # %% ../nbs/03a_ablation.ipynb #0b8eb828
-PANELS = {'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC', 'label_only.marked_diseased': 'share of a diseased film marked'}
+PANELS = {'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC',
+          'label_only.marked_diseased': 'share of a diseased film marked'}
 
 def figure_diary(diaries:dict, # {name: entries of a `Diary`}
                  panels:dict=PANELS, # {number in an entry: label}
@@ -169,7 +179,8 @@ def figure_diary(diaries:dict, # {name: entries of a `Diary`}
     "One panel a number, one line a run."
     fig, axes = plt.subplots(1, len(panels), figsize=(3.1*len(panels), 2.9), squeeze=False, layout='constrained')
     for ax, (key, label) in zip(axes[0], panels.items()):
-        for (name, entries), style, colour in zip(diaries.items(), ['-', '--', ':', '-.']*5, ['#0072B2', '#E69F00', '#009E73', '#CC79A7', 'black']*4):
+        for (name, entries), style, colour in zip(diaries.items(), ['-', '--', ':', '-.']*5,
+                                                  ['#0072B2', '#E69F00', '#009E73', '#CC79A7', 'black']*4):
             value = lambda e: e['label_only'][key.split('.')[1]] if '.' in key else e[key]
             ax.plot([e['epoch'] for e in entries], [value(e) for e in entries], ls=style, color=colour, marker='.', label=name)
         ax.set(xlabel='epoch', title=label, ylim=(0, None))

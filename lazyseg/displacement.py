@@ -44,7 +44,8 @@ def figure_channels(film, # (N, H, W) uint8 or 0..1
                     truth=None, # (N, H, W)
                    ) -> plt.Figure:
     "A row a film: film, counterpart, and the three channels, each with its scale."
-    looks = dict(intensity=('grey taken away (below 0)\nor added, 0 to 1', 'PuOr', True), displacement=('displacement, pixels', 'magma', False),
+    looks = dict(intensity=('grey taken away (below 0)\nor added, 0 to 1', 'PuOr', True),
+                 displacement=('displacement, pixels', 'magma', False),
                  log_jacobian=('log-Jacobian', 'PuOr', True))
     fig, axes = plt.subplots(len(film), 5, figsize=(10.5, 1.95*len(film) + .5), squeeze=False, layout='constrained')
     tops = {k: max(float(np.abs(np.asarray(v, np.float32)).max()), 1e-6) for k, v in parts.items()}

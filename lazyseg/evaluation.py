@@ -45,7 +45,8 @@ def marked_area(mask): # (...,H,W) bool -> (...) 0..1
     return np.asarray(mask, bool).mean((-2,-1))
 
 def paper_accuracy(map, truth): # (...,H,W) map or mask in 0..1, truth -> (...) 0..100
-    "The paper's accuracy of each film, 100 x (1 - mean squared error). It rewards silence: an empty mask scores 100 minus the lesion's share."
+    """The paper's accuracy of each film, 100 x (1 - mean squared error).
+    It rewards silence: an empty mask scores 100 minus the lesion's share."""
     return 100*(1-((np.asarray(map, np.float32)-np.asarray(truth, np.float32))**2).mean((-2,-1)))
 
 # %% ../nbs/05_evaluation.ipynb #96896334
@@ -148,7 +149,8 @@ def check_input(scores, truth, diseased, patients, operating_point, **regions):
         if array is not None and len(array) != len(scores): raise LazysegError(f"{name} has {len(array)} rows for {len(scores)} films.")
         if array is not None and np.ndim(array) == 3 and array.shape != scores.shape:
             raise LazysegError(f"{name} has shape {array.shape}, the scores {scores.shape}.")
-    if scores.ndim != 3 or not len(scores): raise LazysegError(f"scores have shape {scores.shape}; (films, height, width) is needed, and one film at least.")
+    if scores.ndim != 3 or not len(scores):
+        raise LazysegError(f"scores have shape {scores.shape}; (films, height, width) is needed, and one film at least.")
     if not np.isfinite(scores).all(): raise LazysegError("Some scores are not finite.")
     if truth is not None:
         area = truth.mean((1,2))
@@ -157,7 +159,9 @@ def check_input(scores, truth, diseased, patients, operating_point, **regions):
         if (~diseased).any() and (area[~diseased] > 0).mean() > .5:
             raise LazysegError("Most films called healthy have disease in their truth: the two domains look swapped.")
     shared = operating_point.chosen_on & set(patients)
-    if shared: raise LazysegError(f"The operating point was chosen on {len(shared)} of the patients it is tested on. Choose it on validation films.")
+    if shared:
+        raise LazysegError(f"The operating point was chosen on {len(shared)} of the patients it is tested on. "
+                           "Choose it on validation films.")
 
 # %% ../nbs/05_evaluation.ipynb #6881497b
 def _steps(scores, truth, n): # thresholds for the histogram: quantiles of the true pixels' scores and of the others'
@@ -172,7 +176,8 @@ def _film_table(scores, truth, diseased, patients, point, boxes, lungs): # a row
     if truth is not None:
         hit, marked, true = _areas(mask, truth)
         table |= dict(true_area=true/mask[0].size, hit=hit, marked=marked, true=true, dice=dice(mask, truth), iou=iou(mask, truth),
-                      sensitivity=np.where(true > 0, hit/np.maximum(true, 1), np.nan), pointing_game=pointing_game(scores, truth), paper_accuracy=paper_accuracy(mask, truth))
+                      sensitivity=np.where(true > 0, hit/np.maximum(true, 1), np.nan),
+                      pointing_game=pointing_game(scores, truth), paper_accuracy=paper_accuracy(mask, truth))
     if boxes is not None: table |= dict(energy_in_box=share_inside(scores, boxes), pointing_in_box=pointing_game(scores, boxes))
     if lungs is not None: table |= dict(share_in_lungs=share_inside(scores, lungs), marks_in_lungs=share_inside(mask, lungs))
     return pd.DataFrame(table)
@@ -183,7 +188,8 @@ def measure(scores, # (N,H,W) score maps of test films
             diseased, # (N,) bool, the image label
             patients, # (N,) the patient of each film
             operating_point:OperatingPoint, # chosen on validation films, frozen
-            boxes=None, # coarse truth: for each film a list of (left, top, width, height) in pixels of the map; or (N,H,W) bool, as from `zones_to_masks`
+            # coarse truth: for each film a list of (left, top, width, height) in pixels of the map; or (N,H,W) bool, from `zones_to_masks`
+            boxes=None,
             lungs=None, # (N,H,W) bool
             bins:int=2048, # thresholds of the histogram
            ) -> Measured:
@@ -199,10 +205,12 @@ def measure(scores, # (N,H,W) score maps of test films
     true, other = count_above(scores, outline, steps)
     outlined = diseased & outline.any((1,2)) # a diseased film without an outline says nothing about pixels
     if outlined.any():
-        exact = dict(pixel_ap=pixel_average_precision(scores[outlined], outline[outlined]), pixel_auroc=pixel_auroc(scores[outlined], outline[outlined]),
+        exact = dict(pixel_ap=pixel_average_precision(scores[outlined], outline[outlined]),
+                     pixel_auroc=pixel_auroc(scores[outlined], outline[outlined]),
                      pixel_ap_all=pixel_average_precision(scores[outlined | ~diseased], outline[outlined | ~diseased]))
     smooth = true, other
-    if operating_point.smoothing: smooth = count_above(blurred := operating_point.smooth(scores), outline, _steps(blurred, outline, bins//4))
+    if operating_point.smoothing:
+        smooth = count_above(blurred := operating_point.smooth(scores), outline, _steps(blurred, outline, bins//4))
     return Measured(table, steps, true, other, scores[0].size, operating_point, exact, smooth)
 
 # %% ../nbs/05_evaluation.ipynb #bb6bba68
@@ -240,7 +248,8 @@ def _median(weights, values): # (n,N), (N,) -> (n,): the lower weighted median
     order = np.argsort(values)
     heap = weights[:,order].cumsum(1)
     with np.errstate(invalid='ignore'):
-        return np.where(heap[:,-1] > 0, values[order][(heap >= heap[:,-1:]/2).argmax(1)], np.nan) if len(values) else np.full(len(weights), np.nan)
+        return (np.where(heap[:,-1] > 0, values[order][(heap >= heap[:,-1:]/2).argmax(1)], np.nan) if len(values)
+                else np.full(len(weights), np.nan))
 
 # %% ../nbs/05_evaluation.ipynb #167d2776
 def _oracle_dice(weights, m, films): # the best mean Dice that any one threshold gives, and no worse than the frozen one's
@@ -415,9 +424,9 @@ def case_page(films, # (N,H,W) uint8, or float in 0..1
 
 # %% ../nbs/05_evaluation.ipynb #37ac6c85
 #: The columns of the table: metric, heading, digits.
-COLUMNS = {'dice':'Dice', 'best_dice':'best possible Dice', 'pixel_ap':'pixel AP', 'pixel_auroc':'pixel AUROC', 'pointing_game':'pointing game',
-           'energy_in_box':'energy in box', 'image_auroc':'image AUROC', 'marked_healthy':'marked on healthy films', 'share_in_lungs':'share in lungs',
-           'paper_accuracy':"paper's accuracy"}
+COLUMNS = {'dice':'Dice', 'best_dice':'best possible Dice', 'pixel_ap':'pixel AP', 'pixel_auroc':'pixel AUROC',
+           'pointing_game':'pointing game', 'energy_in_box':'energy in box', 'image_auroc':'image AUROC',
+           'marked_healthy':'marked on healthy films', 'share_in_lungs':'share in lungs', 'paper_accuracy':"paper's accuracy"}
 
 def as_text(r:dict, # {value, low, high}
             digits:int=2, # after the point
@@ -434,7 +443,8 @@ def results_table(results:dict, # {method: what `evaluate` gave}
                  ) -> pd.DataFrame:
     "The table of methods: value and interval as text, the floor first, ceilings last, and how each threshold was chosen."
     ceiling = [ceiling] if isinstance(ceiling, str) else list(ceiling)
-    columns = [c for c in COLUMNS if any(c in r for r in results.values())] if columns is None else [one_of('column', c, COLUMNS) for c in columns]
+    columns = ([c for c in COLUMNS if any(c in r for r in results.values())] if columns is None
+               else [one_of('column', c, COLUMNS) for c in columns])
     order = sorted(results, key=lambda name: (name != floor, name in ceiling))
     rows = {}
     for name in order:
@@ -449,8 +459,10 @@ def repeatability(scores, # (N,H,W) maps
                  ) -> float: # -1..1
     "How much two maps of the same film agree: the mean of their rank correlations; constant maps agree with nothing (0)."
     pairs = [(a.ravel(), b.ravel()) for a, b in zip(np.asarray(scores), np.asarray(again))]
-    return float(np.mean([0. if np.ptp(a) == 0 or np.ptp(b) == 0 else stats.spearmanr(a, b)[0] for a, b in pairs])) if pairs else float('nan')
+    return (float(np.mean([0. if np.ptp(a) == 0 or np.ptp(b) == 0 else stats.spearmanr(a, b)[0] for a, b in pairs])) if pairs
+            else float('nan'))
 
+# %% ../nbs/05_evaluation.ipynb #f6f3ec69
 def label_only_criteria(scores_healthy, # (N,H,W) maps of validation films called healthy
                         scores_diseased, # (M,H,W) maps of validation films called diseased
                         again=None, # (M,H,W) a second map of the same diseased films, see `repeatability`
@@ -465,19 +477,22 @@ def label_only_criteria(scores_healthy, # (N,H,W) maps of validation films calle
     out = dict(image_auroc=_ranking(roc_auc_score, np.concatenate(scores), np.arange(len(healthy)+len(diseased)) >= len(healthy)),
                marked_diseased=float(marked_area(mask).mean()),
                contrast=float((scores[1].mean()-scores[0].mean())/max(np.sqrt((scores[0].var()+scores[1].var())/2), 1e-12)),
-               pixel_contrast=_ranking(roc_auc_score, np.concatenate([healthy, diseased]), np.repeat([0, 1], [healthy.size, diseased.size])),
+               pixel_contrast=_ranking(roc_auc_score, np.concatenate([healthy, diseased]),
+                                       np.repeat([0, 1], [healthy.size, diseased.size])),
                mark_size=float(mask.sum()/max(1, ndimage.label(mask, _NEIGHBOURS)[1])/mask[0].size)) # specks or lesions?
     _, estimate, out['estimated_share'] = estimate_dice(healthy, diseased)
     out['estimated_dice'] = float(estimate.max())
     if again is not None: out['repeatability'] = repeatability(diseased, again)
-    if lungs is not None: out['share_in_lungs'] = float(np.nanmean(np.append(share_inside(diseased, lungs), np.nan))) if len(diseased) else float('nan')
+    if lungs is not None:
+        out['share_in_lungs'] = float(np.nanmean(np.append(share_inside(diseased, lungs), np.nan))) if len(diseased) else float('nan')
     return out
 
 # %% ../nbs/05_evaluation.ipynb #61df7a9a
 def shuffle_weights(model, # a torch module
                     seed:int=0, # of the shuffle
                    ): # a copy with every weight tensor shuffled
-    "A copy of the model in which each layer has its weights in another order. Source: Adebayo et al. 2018, Sanity checks for saliency maps."
+    """A copy of the model in which each layer has its weights in another order.
+    Source: Adebayo et al. 2018, Sanity checks for saliency maps."""
     model, chance = deepcopy(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weights in model.parameters():

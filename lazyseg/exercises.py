@@ -22,6 +22,7 @@ from fastai.data.load import DataLoader
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import default_device, set_seed
 from contextlib import nullcontext
+from fastcore.basics import patch
 from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 from torch import Tensor
@@ -67,8 +68,9 @@ def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier l
     "Difference and outline of the disease in each diseased film of `films`."
     changes, scores = look_at(scorer, films.diseased)
     where = outlines(scores, look_at(scorer, films.healthy)[1], rare, share)
-    if not where.any(): raise LazysegError("The generator marks no more on diseased films than on healthy ones, so there is nothing to paste. "
-                                           "Train it longer, or on more films.")
+    if not where.any():
+        raise LazysegError("The generator marks no more on diseased films than on healthy ones, so there is nothing to paste. "
+                           "Train it longer, or on more films.")
     return changes.half().numpy(), where
 
 # %% ../nbs/03b_exercises.ipynb #e62b3b24
@@ -135,17 +137,19 @@ class Exercises(DataLoader):
         films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[n//2:]]])
         return torch.from_numpy(films)[:, None], torch.from_numpy(lesions)
 
-    def after_batch(self, batch):
-        "On the device: the first films get a lesion pasted, the next stay healthy, the last have their own."
-        films, lesions = batch
-        pasted = len(films) // 2
-        found, films = len(lesions) - pasted, films.float().div_(255)
-        moved = scatter(lesions[:pasted], self.rng)
-        strength = (.6 + .6 * torch.rand(pasted, 1, 1, 1, generator=self.rng)).to(films)
-        x = torch.cat([films[:pasted] + strength * moved[:, :1], films[pasted:]])
-        y = torch.cat([moved[:, 1:], torch.zeros_like(films[pasted:-found]), lesions[pasted:, 1:]])
-        x, y = elsewhere(torch.cat([x, y], 1), self.rng).split(1, 1)
-        return developed(x, self.rng), (y > .5).float()
+# %% ../nbs/03b_exercises.ipynb #c968c8ac
+@patch
+def after_batch(self:Exercises, batch):
+    "On the device: the first films get a lesion pasted, the next stay healthy, the last have their own."
+    films, lesions = batch
+    pasted = len(films) // 2
+    found, films = len(lesions) - pasted, films.float().div_(255)
+    moved = scatter(lesions[:pasted], self.rng)
+    strength = (.6 + .6 * torch.rand(pasted, 1, 1, 1, generator=self.rng)).to(films)
+    x = torch.cat([films[:pasted] + strength * moved[:, :1], films[pasted:]])
+    y = torch.cat([moved[:, 1:], torch.zeros_like(films[pasted:-found]), lesions[pasted:, 1:]])
+    x, y = elsewhere(torch.cat([x, y], 1), self.rng).split(1, 1)
+    return developed(x, self.rng), (y > .5).float()
 
 # %% ../nbs/03b_exercises.ipynb #3d427763
 def outline_cost(logits:Tensor, # (B,1,H,W)
@@ -186,7 +190,8 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
     book = Exercises(part, changes, where, steps, seed=seed, device=default_device())
     set_seed(seed, reproducible=True)
     pupil = Outliner(width)
-    learn = Learner(DataLoaders(book, book), pupil, loss_func=outline_cost, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, foreach=True),
+    learn = Learner(DataLoaders(book, book), pupil, loss_func=outline_cost,
+                    opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, foreach=True),
                     lr=3e-3, wd=.01, cbs=[NoValidation(), *device_profile().callbacks()])
     with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(1, 3e-3)
     return PupilScorer(pupil, getattr(scorer, 'teacher', scorer), scorer.name)

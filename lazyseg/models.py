@@ -44,7 +44,8 @@ class ResidualBlock(nn.Module):
 
 # %% ../nbs/02_models.ipynb #686a718a
 class EnlargeConv(nn.Conv2d):
-    "Twice the size by repeating pixels, then a 3x3 convolution with reflected edges, as one transposed convolution: (B, C, H, W) to (B, D, 2H, 2W)."
+    """Twice the size by repeating pixels, then a 3x3 convolution with reflected edges, as one transposed convolution:
+    (B, C, H, W) to (B, D, 2H, 2W)."""
     def __init__(self, c_in:int, c_out:int, bias:bool=True): # C, D
         super().__init__(c_in, c_out, 3, bias=bias)
 

@@ -35,14 +35,15 @@ from sklearn.metrics import roc_auc_score
 from torch import nn, Tensor
 from torchvision.models import resnet18
 
+# %% ../nbs/08_several_diseases.ipynb #933166a9
 from .baselines import ArrayLoader, SkipValidation, as_floats, one_cycle
 from .core import LazysegError, one_of, whole_file
 from .data import Films, label_sets, patient_hash, split_patients
 from .evaluation import _image_auroc, as_text, patient_draws
 from .phantom import CREDIT, DISEASES, several_arrays
 from .runs import outline
-from .segmenter import (BIGGEST_FILE, KNOWN, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, check_fields, fill_network, list_films,
-                               odd_about, read_json, read_numbers, sha256, take_numbers, warn_on)
+from .segmenter import (BIGGEST_FILE, KNOWN, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, check_fields,
+                               fill_network, list_films, odd_about, read_json, read_numbers, sha256, take_numbers, warn_on)
 from .thresholding import dice_from_areas, score_films, threshold_from_labels
 from .training import PROFILES, fit_method, read_state
 
@@ -58,7 +59,8 @@ class Several(Films):
     @property
     def has(self): # (N, K) bool
         "Which film carries which label."
-        return np.array([[d.lower() in labels for d in self.diseases] for labels in label_sets(self.table.labels)], bool).reshape(len(self), -1)
+        return np.array([[d.lower() in labels for d in self.diseases] for labels in label_sets(self.table.labels)],
+                        bool).reshape(len(self), -1)
 
 def several_films(n:int=3500, size:int=64, seed:int=0, **settings # of `several_arrays`
                  ) -> Several: # truth is that of any disease
@@ -83,7 +85,8 @@ def one_disease(films:Several, disease:str, # one of `films.diseases`
     drawn = np.random.default_rng(seed).permutation(pool)[:(healthy & learn).sum()]
     rows = np.sort(np.concatenate([np.flatnonzero((sick | against) & ~learn), np.flatnonzero(sick & learn), drawn]))
     part = films[rows]
-    return Films(part.film, part.table.assign(diseased=sick[rows]), truth=None if part.truths is None else part.truths[:, k], lungs=part.lungs, credit=part.credit)
+    return Films(part.film, part.table.assign(diseased=sick[rows]), truth=None if part.truths is None else part.truths[:, k],
+                 lungs=part.lungs, credit=part.credit)
 
 # %% ../nbs/08_several_diseases.ipynb #c5633894
 def small_resnet(pretrained:bool=False): # asked by fastai; there is nothing pretrained here
@@ -115,7 +118,8 @@ class Diagnosis:
     @torch.no_grad()
     def logits(self, views:np.ndarray) -> np.ndarray: # (N, H, W) uint8 -> (N, K)
         device = next(self.model.parameters()).device
-        return np.concatenate([self.model.eval()(as_floats(views[i:i + 256]).to(device)).float().cpu().numpy() for i in range(0, len(views), 256)])
+        return np.concatenate([self.model.eval()(as_floats(views[i:i + 256]).to(device)).float().cpu().numpy()
+                               for i in range(0, len(views), 256)])
 
     def __call__(self, views:np.ndarray) -> np.ndarray: # (N, H, W) uint8 -> (N, K) 0..1
         "The calibrated probability of each disease."
@@ -135,7 +139,8 @@ def calibrate_diagnosis(diagnosis:Diagnosis, views, # (N, H, W) uint8, validatio
     slope, shift, low, high = np.zeros((4, k))
     for i, name in enumerate(diagnosis.diseases):
         y = has[:, i]
-        if y.all() or not y.any(): raise LazysegError(f"{int(y.sum())} of {len(y)} validation films have {name}: some with and some without it are needed.")
+        if y.all() or not y.any():
+            raise LazysegError(f"{int(y.sum())} of {len(y)} validation films have {name}: some with and some without it are needed.")
         fit = LogisticRegression().fit(logits[:, [i]], y)
         slope[i], shift[i] = fit.coef_[0, 0], fit.intercept_[0]
         if slope[i] <= 0: slope[i], shift[i] = 0., np.log(y.mean()/(1 - y.mean())) # it knows nothing: say how common the disease is
@@ -177,15 +182,17 @@ def draws_of(patients, n_boot:int=1000, seed:int=0): # (1 + n_boot, N): how ofte
 def measure_diagnosis(diseases, # K names
                       probability, states, has, # (N, K) each: 0..1, `ABSENT` `UNSURE` `PRESENT`, bool
                       patients, n_boot:int=1000, seed:int=0) -> dict: # {disease: {metric: {value, low, high}}}
-    "How good the diagnosis is, with 95% intervals over patients. Accuracy, sensitivity and specificity say yes from a probability of one half on."
+    """How good the diagnosis is, with 95% intervals over patients.
+    Accuracy, sensitivity and specificity say yes from a probability of one half on."""
     weights, out = draws_of(patients, n_boot, seed), {}
     with np.errstate(invalid='ignore', divide='ignore'):
         for k, name in enumerate(diseases):
             p, y, s = probability[:, k], has[:, k], states[:, k]
             share = lambda what, among: (weights*(what & among)).sum(1)/(weights*among).sum(1)
             every = np.ones(len(y), bool)
-            metrics = dict(auroc=_image_auroc(weights, pd.DataFrame(dict(image_score=p, diseased=y))), accuracy=share((p >= .5) == y, every),
-                           accuracy_of_no=share(~y, every), sensitivity=share(p >= .5, y), specificity=share(p < .5, ~y),
+            metrics = dict(auroc=_image_auroc(weights, pd.DataFrame(dict(image_score=p, diseased=y))),
+                           accuracy=share((p >= .5) == y, every), accuracy_of_no=share(~y, every),
+                           sensitivity=share(p >= .5, y), specificity=share(p < .5, ~y),
                            calibration_error=calibration_error(weights, p, y), missed=share(s == ABSENT, y),
                            falsely_present=share(s == PRESENT, ~y), unsure=share(s == UNSURE, every))
             out[name] = {key: with_interval(v) for key, v in metrics.items()} | dict(films=int(y.sum()))
@@ -206,7 +213,8 @@ def cross_diagnose(films:Several, folds:int=3, epochs:int=8, seed:int=0) -> tupl
 
 # %% ../nbs/08_several_diseases.ipynb #517cd2cb
 def count_marks(masks, truths, # (N, K, H, W) both
-               ) -> dict: # on: (N, K, K + 1) pixels of each disease's marks that lie on itself, on each other disease, on nothing; true: (N, K)
+               # on: (N, K, K + 1) pixels of each disease's marks that lie on itself, on each other disease, on nothing; true: (N, K)
+               ) -> dict:
     "Where each disease's marks lie. A pixel where two diseases are, one of them the marked one, is right."
     masks, truths = np.asarray(masks, bool), np.asarray(truths, bool)
     k = masks.shape[1]
@@ -231,7 +239,8 @@ def mark_draws(counts:dict, # from `count_marks`
     ill, sums = true > 0, np.einsum('nf,fij->nij', weights, on)
     with np.errstate(invalid='ignore', divide='ignore'):
         confusion = sums/sums.sum(2, keepdims=True)
-        out = dict(dice=(weights @ (dice*ill))/(weights @ ill), confusion=confusion, on_others=1 - confusion[:, range(k), range(k)] - confusion[:, :, k],
+        out = dict(dice=(weights @ (dice*ill))/(weights @ ill), confusion=confusion,
+                   on_others=1 - confusion[:, range(k), range(k)] - confusion[:, :, k],
                    marked_without=(weights @ (marked*~ill))/(weights @ ~ill)/counts['pixels'])
     return out | dict(mean_dice=_mean_of(out['dice']), mean_on_others=_mean_of(out['on_others']))
 
@@ -279,11 +288,13 @@ def settle(masks, # (..., K, H, W) bool: what each disease's own model marks
 def told_by_area(masks, # (N, K, H, W) bool: what is marked on validation films
                  has, # (N, K) bool, their labels
                  patients=None, n_boot:int=0, seed:int=0) -> np.ndarray: # (1 + n_boot,), the films as they are first
-    "How well the marked area tells films with a disease from films with another: AUROC, the mean over diseases. Healthy films, which are easier, do not count unless there is one disease only."
+    """How well the marked area tells films with a disease from films with another: AUROC, the mean over diseases.
+    Healthy films, which are easier, do not count unless there is one disease only."""
     rows = np.flatnonzero(has.any(1) if has.shape[1] > 1 else np.full(len(has), True))
     weights = draws_of(np.arange(len(has)) if patients is None else np.asarray(patients), n_boot, seed)[:, rows]
     area, has = masks[rows].mean((2, 3)), has[rows]
-    return np.mean([_image_auroc(weights, pd.DataFrame(dict(image_score=a, diseased=y))) for a, y in zip(area.T, has.T) if 0 < y.sum() < len(y)], 0)
+    return np.mean([_image_auroc(weights, pd.DataFrame(dict(image_score=a, diseased=y)))
+                    for a, y in zip(area.T, has.T) if 0 < y.sum() < len(y)], 0)
 
 def choose_rule(masks, margins, probability, # (N, K, H, W), (N, K, H, W), (N, K): of validation films
                 has, # (N, K) bool, their labels
@@ -294,7 +305,8 @@ def choose_rule(masks, margins, probability, # (N, K, H, W), (N, K, H, W), (N, K
 
 def choose_way(told:dict, # {way: draws of `told_by_area`, on the same films with the same draws}
               ) -> str: # one of them
-    "The way whose marks go best with labels. One that is worse by less than a standard error of the difference is no worse; the last of these is taken."
+    """The way whose marks go best with labels.
+    One that is worse by less than a standard error of the difference is no worse; the last of these is taken."""
     best = max(told, key=lambda way: told[way][0])
     return [way for way, draws in told.items() if way == best or told[best][0] - draws[0] < (told[best] - draws)[1:].std()][-1]
 
@@ -318,7 +330,8 @@ class Diagnosed:
     @property
     def masks(self): # {disease: (H, W) bool}
         "The mask of each disease at the film's own pixels; empty where it is absent."
-        return {d: self.place.back(m.astype(np.float32)) >= .5 if m.any() else np.zeros(self.place.shape, bool) for d, m in zip(self.diseases, self.marks)}
+        return {d: self.place.back(m.astype(np.float32)) >= .5 if m.any() else np.zeros(self.place.shape, bool)
+                for d, m in zip(self.diseases, self.marks)}
 
     @property
     def labels(self): # (H, W) uint8
@@ -331,10 +344,12 @@ class Diagnosed:
     @property
     def image_score(self): return float(self.probability.max()) # of the likeliest disease
 
-    def describe(self) -> str: # 'edema present 0.97, hernia unsure 0.41'
-        "What is not absent, the likeliest first."
-        order = [k for k in np.argsort(-self.probability) if self.state[k] != ABSENT]
-        return ', '.join(f'{self.diseases[k]} {STATES[self.state[k]]} {self.probability[k]:.2f}' for k in order) or 'nothing found'
+# %% ../nbs/08_several_diseases.ipynb #2f8451ca
+@patch
+def describe(self:Diagnosed) -> str: # 'edema present 0.97, hernia unsure 0.41'
+    "What is not absent, the likeliest first."
+    order = [k for k in np.argsort(-self.probability) if self.state[k] != ABSENT]
+    return ', '.join(f'{self.diseases[k]} {STATES[self.state[k]]} {self.probability[k]:.2f}' for k in order) or 'nothing found'
 
 # %% ../nbs/08_several_diseases.ipynb #c9b5ab52
 @dataclass
@@ -351,7 +366,8 @@ class Panel:
         one_of('rule', self.rule, RULES)
         self.about = dict(self.about, view=self.first.about['view'])
         if tuple(self.segmenters) != tuple(self.diagnosis.diseases):
-            raise LazysegError(f"The panel segments {', '.join(self.segmenters)} and diagnoses {', '.join(self.diagnosis.diseases)}: they have to agree, in this order.")
+            raise LazysegError(f"The panel segments {', '.join(self.segmenters)} and diagnoses {', '.join(self.diagnosis.diseases)}: "
+                               "they have to agree, in this order.")
         if len(self.segmenters) > 8: raise LazysegError(f"{len(self.segmenters)} diseases: a panel has eight at most, as a byte has bits.")
         sees = {(*s.size, s.about['view']) for s in self.segmenters.values()}
         if len(sees) > 1: raise LazysegError(f"The models of a panel have to see the same: these see {', '.join(map(str, sorted(sees)))}.")
@@ -364,9 +380,21 @@ class Panel:
     @property
     def size(self): return self.first.size
 
-    def prepare(self, film, lungs=None): return self.first.prepare(film, lungs) # see `Segmenter`
-    def segment_each(self, films, lungs=None, batch_size:int=16, bad:str='stop'): return Segmenter.segment_each(self, films, lungs, batch_size, bad)
-    def segment(self, films, lungs=None, batch_size:int=16): return Segmenter.segment(self, films, lungs, batch_size)
+# %% ../nbs/08_several_diseases.ipynb #0990f31f
+@patch
+def prepare(self:Panel, film, lungs=None):
+    "A film as the models see it, see `Segmenter`."
+    return self.first.prepare(film, lungs)
+
+@patch
+def segment_each(self:Panel, films, lungs=None, batch_size:int=16, bad:str='stop'):
+    "Results one by one, see `Segmenter`."
+    return Segmenter.segment_each(self, films, lungs, batch_size, bad)
+
+@patch
+def segment(self:Panel, films, lungs=None, batch_size:int=16): # `Diagnosed`, or a list of them
+    "Diagnose and segment one film or many, see `Segmenter`."
+    return Segmenter.segment(self, films, lungs, batch_size)
 
 # %% ../nbs/08_several_diseases.ipynb #1498e9be
 @patch
@@ -390,7 +418,8 @@ def _settled(self:Panel, view, place, notes, probability, state, found, far, odd
     for k, (name, s) in enumerate(self.segmenters.items()):
         if name in found: masks[k], margins[k] = found[name].marks, s.point.smooth(found[name].scores[None])[0]/max(s.point.threshold, 1e-6)
     warn = [f'the picture {note}' for note in notes] + odd
-    return Diagnosed(self.diseases, view.astype(np.float32)/255, probability, state, found, settle(masks > 0, margins, probability, self.rule), float(far), warn, place)
+    return Diagnosed(self.diseases, view.astype(np.float32)/255, probability, state, found,
+                     settle(masks > 0, margins, probability, self.rule), float(far), warn, place)
 
 # %% ../nbs/08_several_diseases.ipynb #3d6a88d2
 @patch
@@ -448,13 +477,15 @@ def save(self:Panel, folder:str|Path) -> Path:
 def _panel_card(about:dict) -> str: # Markdown
     "README.md of a panel's folder."
     bits = ', '.join(f'{2**k} {d}' for k, d in enumerate(about['diseases']))
-    return '\n'.join([f"# A panel for {', '.join(about['diseases'])}", '', f"**{NOTE}** Nothing it says or leaves unsaid may guide the care of a patient.", '',
-        f"First a diagnosis, then a model for each disease that is not absent. Trained {WAYS.get(about.get('way'), 'elsewhere')}. Overlap: {RULES[about['rule']]}.", '',
+    return '\n'.join([f"# A panel for {', '.join(about['diseases'])}", '',
+        f"**{NOTE}** Nothing it says or leaves unsaid may guide the care of a patient.", '',
+        "First a diagnosis, then a model for each disease that is not absent. "
+        f"Trained {WAYS.get(about.get('way'), 'elsewhere')}. Overlap: {RULES[about['rule']]}.", '',
         '```python', 'from lazyseg.panel import Panel', "found = Panel.load('this folder').segment('film.png')",
         'found.describe(), found.labels, found.masks, found.warnings', '```', '',
         f'Or `lazyseg segment FILMS -m THIS_FOLDER -o OUT`. In a mask, pixels are {bits}; where two diseases are, the sum.',
-        'A folder for each disease beside this file is a model of its own, and `metrics.json` says how good all of it is.', '', about.get('credit', ''),
-        '', f"Written by lazyseg {about['version']}.", ''])
+        'A folder for each disease beside this file is a model of its own, and `metrics.json` says how good all of it is.', '',
+        about.get('credit', ''), '', f"Written by lazyseg {about['version']}.", ''])
 
 # %% ../nbs/08_several_diseases.ipynb #2e7a72cd
 def _read_panel(folder:Path) -> dict:
@@ -463,12 +494,15 @@ def _read_panel(folder:Path) -> dict:
     if not file.is_file(): raise LazysegError(f"{file} is missing: {folder} is not a panel that lazyseg saved.")
     about = read_json(file)
     if not isinstance(about, dict) or about.get('format') != PANEL_FORMAT:
-        raise LazysegError(f"{file} is of another format than {PANEL_FORMAT}: load it with the version of lazyseg that wrote it, or train again.")
+        raise LazysegError(f"{file} is of another format than {PANEL_FORMAT}: "
+                           "load it with the version of lazyseg that wrote it, or train again.")
     check_fields(about, dict(diseases=list, rule=str, files=dict, models=dict), f'{file}:')
     one_of(f'{file}: rule', about['rule'], RULES)
-    if not 1 <= len(about['diseases']) <= 8: raise LazysegError(f"{file} names {len(about['diseases'])} diseases; a panel has one to eight.")
+    if not 1 <= len(about['diseases']) <= 8:
+        raise LazysegError(f"{file} names {len(about['diseases'])} diseases; a panel has one to eight.")
     for d in about['diseases']:
-        if not isinstance(d, str) or Path(d).name != d or d in ('', '.', '..') or d not in about['models'] or about['diseases'].count(d) > 1:
+        if (not isinstance(d, str) or Path(d).name != d or d in ('', '.', '..')
+            or d not in about['models'] or about['diseases'].count(d) > 1):
             raise LazysegError(f"{file}: {repr(d)[:50]} is not the name of a model in this folder.")
     return about
 
@@ -482,15 +516,18 @@ def load(cls:Panel, folder:str|Path, # that `save` wrote
     about, models = _read_panel(folder), {}
     for name in about['diseases']:
         file = folder/name/'settings.json'
-        if file.is_file() and file.stat().st_size <= BIGGEST_FILE['.json'] and sha256(file) != about['models'][name]: raise LazysegError(f"{file} is not the file that was saved with this panel. Get the folder anew.")
+        if file.is_file() and file.stat().st_size <= BIGGEST_FILE['.json'] and sha256(file) != about['models'][name]:
+            raise LazysegError(f"{file} is not the file that was saved with this panel. Get the folder anew.")
         models[name] = Segmenter.load(folder/name, device)
     file = folder/'diagnosis.safetensors'
     numbers = read_numbers(folder, file.name, about['files'].get(file.name))
     part = lambda what: {k.removeprefix(f'{what}.'): v for k, v in numbers.items() if k.startswith(f'{what}.')}
     net = fill_network(lambda: diagnosis_net(len(models)), 'net', numbers, file, folder/'panel.json')
     limits, k = part('limits'), len(models)
-    if {n: tuple(v.shape) for n, v in limits.items()} != dict.fromkeys(('slope', 'shift', 'low', 'high'), (k,)): raise LazysegError(f"{file} does not hold {k} slopes, shifts, lower and upper limits.")
-    diagnosis = Diagnosis(net.to(device or models[next(iter(models))].device), tuple(models), **{n: v.double().numpy() for n, v in limits.items()})
+    if {n: tuple(v.shape) for n, v in limits.items()} != dict.fromkeys(('slope', 'shift', 'low', 'high'), (k,)):
+        raise LazysegError(f"{file} does not hold {k} slopes, shifts, lower and upper limits.")
+    diagnosis = Diagnosis(net.to(device or models[next(iter(models))].device), tuple(models),
+                          **{n: v.double().numpy() for n, v in limits.items()})
     known = take_numbers(KnownFilms, part('known'), KNOWN, file)
     metrics = read_json(folder/'metrics.json') if (folder/'metrics.json').is_file() else None
     own = {k: v for k, v in about.items() if k not in ('format', 'version', 'diseases', 'rule', 'files', 'models', 'note')}
@@ -517,7 +554,8 @@ def fit_one(films:Several, disease:str, way:str, # see `one_disease`
     size = PANELS[one_of('profile', profile, PANELS)]
     part = one_disease(films, disease, way, seed)
     batches = max(part.split('train').table.diseased.value_counts())//8
-    scorer = fit_method(part, 'lazyseg', profile, seed, epochs=max(1, round(size['steps']/batches)), folder=folder and Path(folder)/f'{disease}-{way}',
+    scorer = fit_method(part, 'lazyseg', profile, seed, epochs=max(1, round(size['steps']/batches)),
+                        folder=folder and Path(folder)/f'{disease}-{way}',
                         width=size['width'], critic_width=size['critic_width'], batch_size=8)
     points = {}
     for against in WAYS:
@@ -586,7 +624,8 @@ def marks_table(run:dict, # metrics.json of `nbs/panel.ipynb`
     "What each way's marks are worth, as text."
     names = run['settings']['diseases']
     rows = {row: {f'Dice, {d}': as_text(m[where]['dice'][i]) for i, d in enumerate(names)} |
-                 {'Dice, mean': as_text(m[where]['mean_dice']), 'share of marks on another disease': as_text(m[where]['mean_on_others'])} for row, m in run['marks'].items()}
+                 {'Dice, mean': as_text(m[where]['mean_dice']),
+                  'share of marks on another disease': as_text(m[where]['mean_on_others'])} for row, m in run['marks'].items()}
     return pd.DataFrame(rows).rename_axis(where)
 
 # %% ../nbs/08_several_diseases.ipynb #c62c1e50
@@ -598,7 +637,9 @@ def figure_confusion(found:dict, # {name: what `measure_marks` gave}
     for ax, (name, m) in zip(axes[0], found.items()):
         share = np.array([[np.nan if c['value'] is None else c['value'] for c in row] for row in m['confusion']], float)
         ax.imshow(share, cmap='Blues', vmin=0, vmax=1)
-        for i, j in np.ndindex(*share.shape): ax.text(j, i, f'{100*share[i, j]:.0f}%', ha='center', va='center', fontsize=8, color='white' if share[i, j] > .55 else 'black')
+        for i, j in np.ndindex(*share.shape):
+            ax.text(j, i, f'{100*share[i, j]:.0f}%', ha='center', va='center', fontsize=8,
+                    color='white' if share[i, j] > .55 else 'black')
         ax.set_xticks(range(len(diseases) + 1), [*diseases, 'nothing'], rotation=40, ha='right', fontsize=8)
         ax.set_yticks(range(len(diseases)), diseases, fontsize=8)
         ax.set_title(name, fontsize=8)
@@ -617,7 +658,8 @@ def explore_panel(panel:Panel, films, # see `explore`
     box = widgets.VBox([choice, text])
     def tell(change): # below the buttons: the diagnosis of the film that is shown
         r = found[change.new - 1]
-        text.value = ', '.join(f'<b>{d} {STATES[s]} {p:.2f}</b>' if s != ABSENT else f'{d} absent {p:.2f}' for d, s, p in zip(panel.diseases, r.state, r.probability))
+        text.value = ', '.join(f'<b>{d} {STATES[s]} {p:.2f}</b>' if s != ABSENT else f'{d} absent {p:.2f}'
+                               for d, s, p in zip(panel.diseases, r.state, r.probability))
     def turn(change):
         if change.new not in boxes:
             boxes[change.new] = explore(replace(panel.segmenters[change.new], known=panel.known), films)

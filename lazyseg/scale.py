@@ -127,7 +127,8 @@ class JointBatchNorm(nn.BatchNorm2d):
 # %% ../nbs/03c_many_machines.ipynb #1af38c28
 class Together(Callback):
     "Shares every batch among the processes of torchrun or accelerate; weights, batch statistics and costs are those of the whole."
-    order = 6 # after `OnDevice`, since DistributedDataParallel remembers how weights lie in memory; before `InParts`, which works on a share
+    # after `OnDevice`, since DistributedDataParallel remembers how weights lie in memory; before `InParts`, which works on a share
+    order = 6
     def __init__(self):
         try: from accelerate import Accelerator
         except ImportError as e: raise LazysegError("Several processes need accelerate. Install it: pip install 'lazyseg[many]'.") from e
@@ -138,9 +139,12 @@ class Together(Callback):
         for layer in self.learn.model.modules():
             if type(layer) is one: layer.__class__ = other
     def before_fit(self):
-        if self.dls.bs % self.n: raise LazysegError(f"A batch of {self.dls.bs} films can't be shared evenly by {self.n} processes: change batch_size or their number.")
+        if self.dls.bs % self.n:
+            raise LazysegError(f"A batch of {self.dls.bs} films can't be shared evenly by {self.n} processes: "
+                               "change batch_size or their number.")
         if self.n > 1: self.switch(nn.BatchNorm2d, JointBatchNorm)
-        with torch.random.fork_rng(devices=[]): self.learn.model = self.group.prepare(self.learn.model) # whatever it draws, noise stays the same
+        with torch.random.fork_rng(devices=[]): # whatever it draws, noise stays the same
+            self.learn.model = self.group.prepare(self.learn.model)
     def before_batch(self): self.learn.xb = tuple(x[self.rank::self.n] for x in self.learn.xb)
     def after_backward(self): # what is reported is the whole batch's
         costs = self.group.reduce(torch.stack([v.detach() for v in self.learn.pred.values()]), 'mean')
@@ -150,7 +154,8 @@ class Together(Callback):
         self.switch(JointBatchNorm, nn.BatchNorm2d)
 
 # %% ../nbs/03c_many_machines.ipynb #7227da19
-_LOST = ('closed by peer', 'reset by peer', 'broken pipe', 'timed out', 'remote process exited', 'connection refused', 'application timeout')
+_LOST = ('closed by peer', 'reset by peer', 'broken pipe', 'timed out', 'remote process exited', 'connection refused',
+         'application timeout')
 
 def fit_together(films, *settings, # for `fit_method`, as all that follows
                  **more):
@@ -159,7 +164,8 @@ def fit_together(films, *settings, # for `fit_method`, as all that follows
     try: return fit_method(films, *settings, **more, cbs=[Together()], exercises=0.)
     except RuntimeError as e:
         if not any(sign in str(e).lower() for sign in _LOST): raise
-        raise LazysegError("Another process of this training has ended, and without it this one cannot go on. Its own message says why; one that was killed has none. "
+        raise LazysegError("Another process of this training has ended, and without it this one cannot go on. "
+                           "Its own message says why; one that was killed has none. "
                            "Start all of them again: they go on from the last epoch that was written.") from e
 
 # %% ../nbs/03c_many_machines.ipynb #6bde8757
@@ -167,7 +173,8 @@ def main(args=None) -> int: # exit code: 0 well, 1 a fault
     "`torchrun --nproc-per-node 2 -m lazyseg.scale hernia ...`: the first stage of `lazyseg train hernia ...`, by several processes."
     from lazyseg.cli import options_train
     from lazyseg.runs import already_there, check_settings, get_run_films, get_run_source
-    p = argparse.ArgumentParser('lazyseg.scale', description='The first stage of lazyseg train, by all processes that torchrun or accelerate launch starts. Not a medical device.')
+    p = argparse.ArgumentParser('lazyseg.scale', description=(
+        'The first stage of lazyseg train, by all processes that torchrun or accelerate launch starts. Not a medical device.'))
     options_train(p)
     def stopped(*_): raise LazysegError("Stopped from outside. Start it again: it goes on from the last epoch that was written.")
     signal.signal(signal.SIGTERM, stopped) # torchrun sends it when another process has ended, and so does Slurm
@@ -225,7 +232,8 @@ def estimate(m, size:int, # see `count_step`
     rows, held = count_step(m, size)
     rows[:, 1] *= bits / 32
     ms = 1000 * torch.maximum(torch.maximum(rows[:, 0] / speed, rows[:, 1] / bandwidth), torch.tensor(start)).sum()
-    return dict(gflop=round(float(rows[:, 0].sum()) / 1e9, 1), moved_gb=round(float(rows[:, 1].sum()) / 1e9, 2), operations=len(rows), ms=round(float(ms), 1), held_gb=round(held * bits / 32 / 1e9, 2))
+    return dict(gflop=round(float(rows[:, 0].sum()) / 1e9, 1), moved_gb=round(float(rows[:, 1].sum()) / 1e9, 2), operations=len(rows),
+                ms=round(float(ms), 1), held_gb=round(held * bits / 32 / 1e9, 2))
 
 # %% ../nbs/03c_many_machines.ipynb #37eadcbc
 if __name__ == '__main__' and '__file__' in globals(): sys.exit(main()) # torchrun -m lazyseg.scale

@@ -32,7 +32,8 @@ def score_films(scorer, # takes (B,1,H,W) float films in 0..1, gives (B,H,W) map
     scores = np.zeros(film.shape, np.float32)
     starts = range(0, len(film), batch_size)
     for start in progress(starts, text=f'scoring: {name}') if len(starts) > 4 else starts:
-        batch = torch.from_numpy(np.array(film[start:start+batch_size], dtype=np.float32)/255)[:,None] # np.array: a memory map becomes memory
+        # np.array: a memory map becomes memory
+        batch = torch.from_numpy(np.array(film[start:start+batch_size], dtype=np.float32)/255)[:,None]
         if flip: batch = batch.flip(-1)
         maps = torch.as_tensor(scorer(batch if device is None else batch.to(device))).detach().float().cpu().numpy()
         if maps.shape != batch[:,0].shape: 
@@ -120,7 +121,8 @@ def mask(self:OperatingPoint, scores, # (N,H,W) scores, or one map (H,W)
     return self.cut(self.smooth(scores), region)
 
 # %% ../nbs/04_thresholding.ipynb #535800c0
-_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)[None].repeat(3, 0)*np.array([0, 1, 0], bool)[:,None,None] # in the film, not across films
+# in the film, not across films
+_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)[None].repeat(3, 0)*np.array([0, 1, 0], bool)[:,None,None]
 
 def grow(seeds, # (N,H,W) bool, certain pixels
          allowed, # (N,H,W) bool, pixels that are kept if they touch a certain one
@@ -243,7 +245,8 @@ def threshold_for_dice(scores, # (N,H,W) scores of outlined validation films wit
     for sigma in np.atleast_1d(smoothing):
         point = replace(base, smoothing=float(sigma))
         smooth = point.smooth(scores[use])
-        for area in np.atleast_1d(min_area): best = max(best, _best_cut(replace(point, min_area=int(area)), smooth, truth[use]), key=lambda b: b[0])
+        for area in np.atleast_1d(min_area):
+            best = max(best, _best_cut(replace(point, min_area=int(area)), smooth, truth[use]), key=lambda b: b[0])
     return best[1]
 
 # %% ../nbs/04_thresholding.ipynb #fb3d4dce
@@ -265,9 +268,11 @@ def threshold_otsu_above_healthy(scores_healthy, # (N,H,W) scores of held-out he
                                  patients=(), # whose films these are
                                 ) -> OperatingPoint: # mode 'label-only'
     "Otsu's threshold on the scores of diseased films that lie above the healthy level."
-    from skimage.filters import threshold_otsu # here, as in the figures below: a command that marks one film should not wait for what it does not use
+    # here, as in the figures below: a command that marks one film should not wait for what it does not use
+    from skimage.filters import threshold_otsu
     rule = f'Otsu on diseased films above the {100*quantile:g}% healthy level'
-    point = OperatingPoint(0., smoothing, min_area, rule=rule, films=len(scores_healthy)+len(scores_diseased), chosen_on=frozenset(patients))
+    point = OperatingPoint(0., smoothing, min_area, rule=rule, films=len(scores_healthy)+len(scores_diseased),
+                           chosen_on=frozenset(patients))
     level = float(np.quantile(point.smooth(scores_healthy), quantile))
     left = point.smooth(scores_diseased)
     left = left[left > level]
@@ -376,7 +381,8 @@ def threshold_figure(film, # (H,W) uint8, or float in 0..1
     smooth, top = point.smooth(map[None])[0], 255 if film.dtype == np.uint8 else 1
     mask = point.cut(smooth[None])[0]
     # a fixed layout: the slider draws this at every move, and a constrained one takes twice as long
-    fig, axes = plt.subplots(1, 4, figsize=(9, 2.5), gridspec_kw=dict(width_ratios=(1, 1.25, 1, 1.25), left=.01, right=.99, top=.8, bottom=.2, wspace=.14))
+    fig, axes = plt.subplots(1, 4, figsize=(9, 2.5),
+                             gridspec_kw=dict(width_ratios=(1, 1.25, 1, 1.25), left=.01, right=.99, top=.8, bottom=.2, wspace=.14))
     for ax, title in zip(axes, ('film', 'map (score)', 'marked', None)):
         if title: ax.set_title(title, fontsize=9); ax.axis('off')
     for ax in axes[[0, 2]]: ax.imshow(film, cmap='gray', vmin=0, vmax=top); draw_outline(ax, truth, '#56B4E9')
@@ -394,13 +400,16 @@ def threshold_slider(film, # (H,W) or (N,H,W) uint8, or float in 0..1
                     ): # an ipywidgets box; its attribute `point` is the operating point that the slider stands at
     "Move the threshold over film, map and mask, with Dice shown live. Needs ipywidgets."
     try: import ipywidgets as widgets
-    except ImportError as e: raise LazysegError("The slider needs ipywidgets: pip install ipywidgets. `threshold_figure` does without.") from e
+    except ImportError as e:
+        raise LazysegError("The slider needs ipywidgets: pip install ipywidgets. `threshold_figure` does without.") from e
     film, map, truth = (None if a is None else np.asarray(a) for a in (film, map, truth))
     if film.ndim == 2: film, map, truth = film[None], map[None], None if truth is None else truth[None]
     top = float(map.max()) or 1.
     point = point or OperatingPoint(top/2)
-    threshold = widgets.FloatSlider(value=min(point.threshold, top), min=0, max=top, step=top/200, readout_format='.3f', description='threshold', layout=dict(width='60%'))
-    index = widgets.IntSlider(value=0, min=0, max=len(film)-1, description='film', layout=dict(width='60%', display=None if len(film) > 1 else 'none'))
+    threshold = widgets.FloatSlider(value=min(point.threshold, top), min=0, max=top, step=top/200, readout_format='.3f',
+                                    description='threshold', layout=dict(width='60%'))
+    index = widgets.IntSlider(value=0, min=0, max=len(film)-1, description='film',
+                              layout=dict(width='60%', display=None if len(film) > 1 else 'none'))
     text, picture = widgets.HTML(), widgets.Image(format='png')
     box = widgets.VBox([threshold, index, text, picture])
     def draw(_=None):
