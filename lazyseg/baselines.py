@@ -217,7 +217,8 @@ def train(make_model:Callable, # () -> nn.Module
     "Train a network by fastai's one-cycle schedule with AdamW; the same seed gives the same weights on a CPU."
     if valid is None: valid, kwargs['cbs'] = loader, SkipValidation()
     with no_random(seed):
-        return one_cycle(Learner(DataLoaders(loader, valid), make_model().to(default_device()), loss_func=loss, wd=.01, **kwargs), epochs, lr)
+        return one_cycle(Learner(DataLoaders(loader, valid), make_model().to(default_device()), loss_func=loss, wd=.01, **kwargs),
+                         epochs, lr)
 
 # %% ../nbs/06_baselines.ipynb #2525d25b
 POOLS = {
@@ -437,6 +438,7 @@ class PixelDice(Metric):
     @property
     def value(self): return 2*self.hit/max(1, self.marked + self.true)
 
+# %% ../nbs/06_baselines.ipynb #8fd98b5e
 class KeepBest(TrackerCallback):
     "Goes back to the weights of the best epoch when training ends, and remembers what every epoch reached."
     def before_fit(self):
@@ -449,7 +451,8 @@ class KeepBest(TrackerCallback):
     def after_fit(self): self.learn.model.load_state_dict(self.kept)
     def said(self) -> str: # what the epochs reached, in words
         best = max(self.reached)
-        return f"epoch {self.reached.index(best) + 1} of {len(self.reached)} by validation {self.monitor}: " + ' '.join(f'{r:.3f}' for r in self.reached)
+        return (f"epoch {self.reached.index(best) + 1} of {len(self.reached)} by validation {self.monitor}: " +
+                ' '.join(f'{r:.3f}' for r in self.reached))
 
 # %% ../nbs/06_baselines.ipynb #b9fb3650
 @baseline('supervised U-Net')
@@ -534,7 +537,8 @@ def run_one(name:str, disease:str, films:Callable, # () -> Films, asked only whe
     except LazysegError as e: found |= dict(failed=str(e), results={}) # a method that diverges is a finding, not an accident
     else:
         found['results'], arrays = measure_method(scorer, films, settings['seed'])
-        for file, names in ((folder/'examples.npz', ('maps', 'masks')), (folder.parent/'films.npz', ('film', 'truth'))): # all methods of a disease have the same films
+        # all methods of a disease have the same films
+        for file, names in ((folder/'examples.npz', ('maps', 'masks')), (folder.parent/'films.npz', ('film', 'truth'))):
             with whole_file(file) as p, open(p, 'wb') as f: np.savez_compressed(f, **{k: v for k, v in arrays.items() if k in names})
         found |= {k: getattr(scorer, k, None) for k in ('choice', 'trained_seconds', 'processor_seconds')}
     write_metrics(folder, found | dict(credit=films.credit, **provenance()))
@@ -592,24 +596,28 @@ def long_table(found:dict, # from `benchmark`
     return pd.DataFrame(rows)
 
 def wide_table(found:dict, metric:str='dice', mode:str=MODES[0]) -> pd.DataFrame: # methods by diseases, text with interval
-    "One metric of every method on every disease, floors first and the ceiling last; the last column is the training time by the clock, the median over diseases."
+    """One metric of every method on every disease, floors first and the ceiling last;
+    the last column is the training time by the clock, the median over diseases."""
     names = list(dict.fromkeys(name for methods in found.values() for name in methods))
     names = sorted(names, key=lambda n: (n not in FLOORS, n == CEILING))
     cell = lambda m: 'not run' if m is None else 'did not train' if 'failed' in m else as_text(m['results'].get(mode, {}).get(metric))
     table = pd.DataFrame({d: {n: cell(found[d].get(n)) for n in names} for d in found}).loc[names]
-    minutes = {n: [m['trained_seconds']/60 for d in found if (m := found[d].get(n)) and m.get('trained_seconds') is not None] for n in names}
+    minutes = {n: [m['trained_seconds']/60 for d in found if (m := found[d].get(n)) and m.get('trained_seconds') is not None]
+               for n in names}
     table['minutes to train'] = [f'{np.median(minutes[n]):.1f}' if minutes[n] else '' for n in names]
     return table.rename_axis('method')
 
 # %% ../nbs/06_baselines.ipynb #aeab89a5
 def to_markdown(table:pd.DataFrame) -> str:
     "A table of text as Markdown."
-    lines = [[table.index.name or '', *table.columns], ['---']*(table.shape[1] + 1), *([i, *row] for i, row in zip(table.index, table.to_numpy()))]
+    lines = [[table.index.name or '', *table.columns], ['---']*(table.shape[1] + 1),
+             *([i, *row] for i, row in zip(table.index, table.to_numpy()))]
     return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines) + '\n'
 
 TABLES = {'dice': 'Dice at the frozen threshold', 'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC',
           'marked_healthy': 'share of healthy films that is marked'}
 
+# %% ../nbs/06_baselines.ipynb #bb1b3627
 def write_tables(found:dict, out:Path) -> Path: # the Markdown file
     "Write results.csv, results.json and results.md, and the two kinds of figure."
     out = Path(out)
@@ -617,12 +625,17 @@ def write_tables(found:dict, out:Path) -> Path: # the Markdown file
     with whole_file(out/'results.csv') as p: table.to_csv(p, index=False)
     with whole_file(out/'results.json') as p: table.to_json(p, orient='split', index=False) # pd.read_json(file, orient='split')
     first = next(iter(next(iter(found.values())).values()))
-    text = ['# Benchmark: four phantom diseases\n', 'Settings: ' + ', '.join(f'{k} {v}' for k, v in first['settings'].items() if k not in ('method', 'disease')),
+    text = ['# Benchmark: four phantom diseases\n',
+            'Settings: ' + ', '.join(f'{k} {v}' for k, v in first['settings'].items() if k not in ('method', 'disease')),
             '\nTest films only; 95% intervals over patients. Not a medical device.\n\n' + first['credit']]
     for metric, title in TABLES.items():
-        for mode in MODES if metric == 'dice' else MODES[:1]: text += [f'\n## {title}, threshold: {mode}\n', to_markdown(wide_table(found, metric, mode))]
-    band = {d: as_text(methods['paper']['results'].get("paper's band", {}).get('dice')) for d, methods in found.items() if 'paper' in methods}
-    if band: text += ["\nDice of the method `paper` with the paper's own band of 0.3 to 0.8: " + '; '.join(f'{d} {v}' for d, v in band.items()) + '.']
+        for mode in MODES if metric == 'dice' else MODES[:1]:
+            text += [f'\n## {title}, threshold: {mode}\n', to_markdown(wide_table(found, metric, mode))]
+    band = {d: as_text(methods['paper']['results'].get("paper's band", {}).get('dice'))
+            for d, methods in found.items() if 'paper' in methods}
+    if band:
+        text += ["\nDice of the method `paper` with the paper's own band of 0.3 to 0.8: " +
+                 '; '.join(f'{d} {v}' for d, v in band.items()) + '.']
     hours = sum(m.get('trained_seconds') or 0 for methods in found.values() for m in methods.values())/3600
     text += [f"\nAll trainings together took {hours:.1f} hours by their own clocks; `make benchmark` runs two at a time."]
     failed = [f"- {n} on {d}: {m['failed']}" for d, methods in found.items() for n, m in methods.items() if 'failed' in m]
@@ -671,5 +684,6 @@ def figure_maps(found:dict, disease:str, out:Path) -> plt.Figure:
         for row, truth in enumerate(films['truth']):
             for ax in axes[row]: outline(ax, truth, TRUTH, 'truth')
     fig.legend(*axes[0,-1].get_legend_handles_labels(), loc='outside lower center', ncols=2, fontsize=11, frameon=False)
-    fig.colorbar(plt.cm.ScalarMappable(cmap='magma'), ax=axes[:,-1], aspect=40, pad=.15).set_label("score, as a share of the method's largest", fontsize=10)
+    fig.colorbar(plt.cm.ScalarMappable(cmap='magma'), ax=axes[:,-1], aspect=40, pad=.15).set_label(
+        "score, as a share of the method's largest", fontsize=10)
     return fig
