@@ -642,7 +642,8 @@ def write_tables(found:dict, out:Path) -> Path: # the Markdown file
     if failed: text += ['\n## Did not train\n', *failed]
     with whole_file(out/'results.md') as p: p.write_text('\n'.join(text) + '\n')
     save_figure(out, 'dice', figure_benchmark(found))
-    for disease in found: save_figure(out, f'maps-{disease}', figure_maps(found, disease, out), dpi=72) # noise fills a file, and a page is no wider
+    # noise fills a file, and a page is no wider
+    for disease in found: save_figure(out, f'maps-{disease}', figure_maps(found, disease, out), dpi=72)
     plt.close('all')
     return out/'results.md'
 

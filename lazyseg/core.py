@@ -59,7 +59,8 @@ def cache_dir(*parts:str, # sub-folders, made if they are missing
 
 # %% ../nbs/core.ipynb #aee8d5dc
 def demo_folder() -> Path: # may be missing outside a checkout
-    "The folder of the model for the phantom that comes with the project: the panel of all diseases where it was trained, else the one for pneumonia."
+    """The folder of the model for the phantom that comes with the project:
+    the panel of all diseases where it was trained, else the one for pneumonia."""
     panel, one = (project_root()/'reports'/part/'model' for part in ('panel/phantom-64', 'phantom/pneumonia/lazyseg-64'))
     return panel if panel.is_dir() else one
 
@@ -70,7 +71,8 @@ def whole_file(path:Path|str, # where the finished file is to stand
     "Yield a temporary path beside `path`; move it there when the block ends well, remove it otherwise."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.urandom(4).hex()}.tmp') # not made here: a Ctrl-C between making it and `try` would leave it behind
+    # not made here: a Ctrl-C between making it and `try` would leave it behind
+    temporary = path.with_name(f'.{path.name}.{os.urandom(4).hex()}.tmp')
     try:
         yield temporary
         os.replace(temporary, path)
@@ -87,18 +89,22 @@ def forget_torn(path:Path|str, # as given to `whole_file`; no other process may 
 def forget_place(notebook:Path|str, # one that papermill has run
                  *given, # files and folders that it was given; empty ones are passed over
                 ):
-    "Rewrite `notebook` so that it says of no file where on a disk it lies: those of this project are named from its root on, those `given` by their name."
+    """Rewrite `notebook` so that it says of no file where on a disk it lies:
+    those of this project are named from its root on, those `given` by their name."""
     root, short = project_root(), {f'{project_root()}/': ''}
     for path in (Path(g) for g in given if g):
         here = Path(os.path.abspath(root/path.expanduser()))
         if root in here.parents: continue
         for p in {path, here, here.resolve()}: short |= {str(p): p.name} | ({f'{p.parent}/': ''} if here.is_file() else {})
-    places = re.compile(r'(?<![\w.~-])(?:' + '|'.join(map(re.escape, sorted(short, key=len, reverse=True))) + ')') # where a path begins, and not within one
+    # where a path begins, and not within one
+    places = re.compile(r'(?<![\w.~-])(?:' + '|'.join(map(re.escape, sorted(short, key=len, reverse=True))) + ')')
     def forget(part):
         if isinstance(part, str): return places.sub(lambda found: short[found[0]], part)
         if isinstance(part, dict): return {k: forget(v) for k, v in part.items()}
         return [forget(p) for p in part] if isinstance(part, list) else part
-    with whole_file(notebook) as p: p.write_text(json.dumps(forget(json.loads(Path(notebook).read_text(encoding='utf-8'))), indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    with whole_file(notebook) as p:
+        p.write_text(json.dumps(forget(json.loads(Path(notebook).read_text(encoding='utf-8'))), indent=1, ensure_ascii=False) + '\n',
+                     encoding='utf-8')
 
 # %% ../nbs/core.ipynb #7b4695d6
 def fewer_colours(png:bytes) -> bytes:
@@ -107,7 +113,8 @@ def fewer_colours(png:bytes) -> bytes:
     picture = Image.open(io.BytesIO(png))
     if picture.mode == 'P' or 'A' in picture.getbands() and picture.getchannel('A').getextrema()[0] < 255: return png
     with io.BytesIO() as out:
-        picture.convert('RGB').quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(out, format='png', optimize=True)
+        picture.convert('RGB').quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(
+            out, format='png', optimize=True)
         return min(png, out.getvalue(), key=len)
 
 def smaller_pictures(notebook:Path|str, # one that was executed

@@ -98,14 +98,16 @@ def check_settings(disease='pneumonia', source='phantom', data='', where='', vie
         data = root/Path(data).expanduser()
         if not data.exists(): raise LazysegError(f"data is {data}, which does not exist.")
     return Settings(disease, source, str(data), where, view, method, size, profile, whole_number('epochs', epochs, 0),
-                    whole_number('seed', seed, 0), str(root/Path(out).expanduser()), str(credit).strip(), yes_or_no('pictures', pictures), lung_masks, bad)
+                    whole_number('seed', seed, 0), str(root/Path(out).expanduser()), str(credit).strip(),
+                    yes_or_no('pictures', pictures), lung_masks, bad)
 
 # %% ../nbs/runs.ipynb #202bb49f
 def check_names(cells:list, # the sources of the cells run so far: `In`
                ):
     "Refuse what papermill put in under a name that the cell with the parameters does not have."
     def names(cell):
-        made = [o.targets if isinstance(o, ast.Assign) else [o.target] for o in ast.parse(cell).body if isinstance(o, (ast.Assign, ast.AnnAssign))]
+        made = [o.targets if isinstance(o, ast.Assign) else [o.target] for o in ast.parse(cell).body
+                if isinstance(o, (ast.Assign, ast.AnnAssign))]
         return [t.id for targets in made for t in targets]
     for parameters, given in zip(cells, cells[1:]):
         if given.startswith('# Parameters\n'):
@@ -179,14 +181,17 @@ def get_films_aloud(*what, say=print, **how) -> Films: # as for `get_films`
         films = get_films(*what, **how)
     for text in (str(w.message) for w in heard if w.category is UserWarning):
         n, left_out, _ = text.partition(' films are left out: ')
-        say(f"{n} films are left out: they can't be read, or no lungs were found on them. `get_films` with bad='skip' names them." if left_out else text)
+        say(f"{n} films are left out: they can't be read, or no lungs were found on them. "
+            "`get_films` with bad='skip' names them." if left_out else text)
     return films
 
+# %% ../nbs/runs.ipynb #beb3f274
 def get_run_films(settings:Settings,
                   source:Source=None, # from `get_run_source`, where it is at hand
                  ) -> Films: # with splits train, valid and test
     "Read the films that `settings` name, and check that every split has both kinds."
-    films = get_films_aloud(source or get_run_source(settings), settings.size, view=settings.view, lung_masks=settings.lung_masks, bad=settings.bad)
+    films = get_films_aloud(source or get_run_source(settings), settings.size, view=settings.view,
+                            lung_masks=settings.lung_masks, bad=settings.bad)
     for split in ('train', 'valid', 'test'):
         there = films.table.diseased[films.table.split == split]
         if there.nunique() < 2:
@@ -203,7 +208,9 @@ def figure_costs(epochs:list, # of dicts, `learn.costs.epochs`
     "Each cost over the epochs, unweighted."
     fig, ax = plt.subplots(figsize=(6.4, 3), layout='constrained')
     for (name, text), style in zip(_COSTS.items(), ['-', '--', ':', '-.', '-']):
-        if name in epochs[0]: ax.plot(range(1, len(epochs) + 1), [e[name] for e in epochs], style, label=text, marker='.' if len(epochs) == 1 else None)
+        if name in epochs[0]:
+            ax.plot(range(1, len(epochs) + 1), [e[name] for e in epochs], style, label=text,
+                    marker='.' if len(epochs) == 1 else None)
     ax.set(xlabel='epoch', ylabel='mean cost', yscale='log')
     ax.legend(fontsize=8, frameon=False, loc='center left', bbox_to_anchor=(1, .5))
     return fig

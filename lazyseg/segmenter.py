@@ -52,7 +52,8 @@ def push_back(image:np.ndarray, # (h, w) in the view 'lungs'
             _, a, b = template_row(shape, rows)
             place = [((p + .04)/1.08)*n - .5 for p, n in ((rows, h), (a + across*(b - a), w))] # the view has a margin of 4%
             inside = (across > 0) & (across < 1)
-            out[first:first + _BAND][:len(x)][inside] = ndimage.map_coordinates(image.astype(np.float32), place, order=1, mode='nearest')[inside]
+            out[first:first + _BAND][:len(x)][inside] = ndimage.map_coordinates(image.astype(np.float32), place, order=1,
+                                                                                mode='nearest')[inside]
     return out
 
 # %% ../nbs/09_your_films.ipynb #34fa870d
@@ -69,22 +70,25 @@ class Place:
         if one_of('view', view, VIEWS) != 'film' and lungs is None:
             raise LazysegError(f"This model sees the view {view!r}, which needs a lung mask: give one with lungs=.")
         if view == 'lungs': return cls(film.shape, lungs=lungs)
-        box = lung_box(lungs, .04) if view == 'aligned' else crop_box(lungs, width/height) if view == 'crop' else inside_box(*film.shape, width/height)
+        box = (lung_box(lungs, .04) if view == 'aligned' else crop_box(lungs, width/height) if view == 'crop'
+               else inside_box(*film.shape, width/height))
         return cls(film.shape, box)
 
-    def back(self, image): # (h, w) -> (H, W) float32
-        "A picture of the view at the film's own pixels; 0 where the view shows nothing of the film."
-        if self.box is None: return push_back(image, self.lungs)
-        (H, W), (h, w), (l, t, r, b) = self.shape, image.shape, self.box
-        x, y = w/(r - l), h/(b - t)
-        out, band = np.empty(self.shape, np.float32), H if H*W < 2**24 else _BAND
-        for a in range(0, H, band):
-            z = min(a + band, H)
-            out[a:z] = resize(image, z - a, W, (-l*x, (a - t)*y, (W - l)*x, (z - t)*y))
-        rows, columns = np.arange(H) + .5, np.arange(W) + .5
-        out[(rows < t) | (rows > b)] = 0
-        out[:, (columns < l) | (columns > r)] = 0
-        return out
+# %% ../nbs/09_your_films.ipynb #f21e07b0
+@patch
+def back(self:Place, image): # (h, w) -> (H, W) float32
+    "A picture of the view at the film's own pixels; 0 where the view shows nothing of the film."
+    if self.box is None: return push_back(image, self.lungs)
+    (H, W), (h, w), (l, t, r, b) = self.shape, image.shape, self.box
+    x, y = w/(r - l), h/(b - t)
+    out, band = np.empty(self.shape, np.float32), H if H*W < 2**24 else _BAND
+    for a in range(0, H, band):
+        z = min(a + band, H)
+        out[a:z] = resize(image, z - a, W, (-l*x, (a - t)*y, (W - l)*x, (z - t)*y))
+    rows, columns = np.arange(H) + .5, np.arange(W) + .5
+    out[(rows < t) | (rows > b)] = 0
+    out[:, (columns < l) | (columns > r)] = 0
+    return out
 
 # %% ../nbs/09_your_films.ipynb #0ec3d344
 def as_grey(film, # (H, W), (1, H, W), or (H, W, 3) colour; whole numbers, or fractions in 0..1; array or tensor
@@ -95,8 +99,10 @@ def as_grey(film, # (H, W), (1, H, W), or (H, W, 3) colour; whole numbers, or fr
     if film.dtype.kind not in 'uif': raise LazysegError(f"A film holds grey values; this array holds {film.dtype}.")
     if film.ndim == 3 and film.shape[0] == 1: film = film[0]
     if film.ndim not in (2, 3) or min(film.shape[:2]) < 16 or film.shape[2:] not in ((), (3,), (4,)):
-        raise LazysegError(f"A film is (height, width) with 16 pixels or more each way; this array is {film.shape}. Give several films as a list.")
-    if film.size > 3*BIGGEST: raise LazysegError(f"The film has {film.shape[0]*film.shape[1]:,} pixels; more than {BIGGEST:,} are not taken.")
+        raise LazysegError(f"A film is (height, width) with 16 pixels or more each way; this array is {film.shape}. "
+                           "Give several films as a list.")
+    if film.size > 3*BIGGEST:
+        raise LazysegError(f"The film has {film.shape[0]*film.shape[1]:,} pixels; more than {BIGGEST:,} are not taken.")
     if not np.isfinite(film).all(): raise LazysegError("The film holds values that are not finite.")
     if film.min() < 0: raise LazysegError(f"The film's darkest value is {film.min()}; grey values start at 0.")
     if film.max() > (1 if film.dtype.kind == 'f' else 2**32 - 1):
@@ -125,7 +131,8 @@ def file_notes(path:Path) -> list: # of strings
         with Image.open(path) as picture:
             if picture.mode not in ('RGB', 'RGBA', 'P', 'CMYK', 'YCbCr', 'HSV', 'LAB'): return []
             picture.draft('RGB', (128, 128)) # a JPEG is decoded small
-            small = picture.resize((64, 64)) if picture.mode == 'RGB' else picture.resize((64, 64), Image.Resampling.NEAREST).convert('RGB') # never a second picture of the same size
+            small = (picture.resize((64, 64)) if picture.mode == 'RGB' else
+                     picture.resize((64, 64), Image.Resampling.NEAREST).convert('RGB')) # never a second picture of the same size
             return ['is a colour picture'] if _is_coloured(np.asarray(small)) else []
     import pydicom
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=['Modality', 'ViewPosition', 'BurnedInAnnotation'])
@@ -191,9 +198,11 @@ class KnownFilms:
     @classmethod
     def of(cls, films, held_out): # both (N, H, W) uint8
         "Learn from training films; set the unit by films held out."
-        if len(films) < 10 or not len(held_out): raise LazysegError(f"{len(films)} films and {len(held_out)} held out are too few to say what films look like.")
+        if len(films) < 10 or not len(held_out):
+            raise LazysegError(f"{len(films)} films and {len(held_out)} held out are too few to say what films look like.")
         what = describe_films(films)
-        mean, scale = what.mean(0), (what.std(0) + 1e-3)*np.repeat(np.sqrt(3*np.array(GROUPS)/sum(GROUPS)), GROUPS) # the three groups count alike
+        # the three groups count alike
+        mean, scale = what.mean(0), (what.std(0) + 1e-3)*np.repeat(np.sqrt(3*np.array(GROUPS)/sum(GROUPS)), GROUPS)
         scale = scale.astype(np.float32)
         _, size, axes = np.linalg.svd((what - mean)/scale, full_matrices=False)
         k = min(24, len(what)//5)
@@ -231,9 +240,12 @@ def turnings(what:np.ndarray, # (N, 270) of `describe_films`
     n, (small, greys, power) = len(what), np.split(what, np.cumsum(GROUPS)[:-1], 1)
     small = small.reshape(n, 16, 16)
     put = lambda small, greys=greys: np.concatenate([small.reshape(n, -1), greys, power], 1)
-    return {'its black and white seem swapped': [put(1 - small, 1 - greys[:, ::-1])], 'its left and right seem swapped': [put(small[..., ::-1])],
-            'it seems upside down': [put(small[:, ::-1]), put(small[:, ::-1, ::-1])], 'it seems to lie on its side': [put(np.rot90(small, k, (1, 2))) for k in (1, 3)]}
+    return {'its black and white seem swapped': [put(1 - small, 1 - greys[:, ::-1])],
+            'its left and right seem swapped': [put(small[..., ::-1])],
+            'it seems upside down': [put(small[:, ::-1]), put(small[:, ::-1, ::-1])],
+            'it seems to lie on its side': [put(np.rot90(small, k, (1, 2))) for k in (1, 3)]}
 
+# %% ../nbs/09_your_films.ipynb #ed741cce
 def odd_about(known:KnownFilms, # or None
               films:np.ndarray, # (N, H, W) uint8
              ) -> tuple: # distances (N,), nan where nothing is known; a list of warnings a film
@@ -248,7 +260,9 @@ def odd_about(known:KnownFilms, # or None
         ordinary = back < min(FAR, _TURNED*d) # set right, it is one of them
         said.append([])
         if ordinary or FAR < d > 2*back: said[i].append(f'{reason}: set right, it would be {d/back:.1f} times nearer to the training films')
-        if d > FAR and not ordinary: said[i].append(f'{d:.2f} times as far from the training films as 99 of 100 ordinary ones: it may be another projection, another part of the body, or from films of another kind')
+        if d > FAR and not ordinary: said[i].append(
+            f'{d:.2f} times as far from the training films as 99 of 100 ordinary ones: '
+            'it may be another projection, another part of the body, or from films of another kind')
     return far, said
 
 # %% ../nbs/09_your_films.ipynb #dcfcfb23
@@ -278,7 +292,8 @@ class Segmented:
                 most:int=1024, # pixels of its longer side at most
                ) -> np.ndarray: # (h, w, 3) uint8
         "The film with the mask's outline in orange; in a striped frame, with the reason, where it has a warning."
-        film = shrink(read_film(film) if isinstance(film, (str, Path)) else as_grey(film)[0], most) # the film goes before the mask comes: each may fill much memory
+        # the film goes before the mask comes: each may fill much memory
+        film = shrink(read_film(film) if isinstance(film, (str, Path)) else as_grey(film)[0], most)
         return warn_on(draw_mask(film, shrink(self.mask, most), most), self.warnings)
 
 # %% ../nbs/09_your_films.ipynb #f63671f5
@@ -346,8 +361,9 @@ class Segmenter:
         from lazyseg.data import lung_counts # here, since using a model needs none of that chapter
         held_out = films.split('valid')
         count = films.split('train').table.groupby('diseased').patient.agg(['size', 'nunique'])
-        about = dict(choices=asdict(scorer.learn.model.m), name=scorer.name, size=films.film.shape[1], width=films.film.shape[2], view=settings.view,
-                     disease=settings.disease, source=settings.source, seed=settings.seed, credit=films.credit, lungs=lung_counts(films),
+        about = dict(choices=asdict(scorer.learn.model.m), name=scorer.name, size=films.film.shape[1], width=films.film.shape[2],
+                     view=settings.view, disease=settings.disease, source=settings.source, seed=settings.seed,
+                     credit=films.credit, lungs=lung_counts(films),
                      films={('diseased' if sick else 'healthy'): dict(films=int(n), patients=int(p)) for sick, n, p in count.itertuples()})
         known = KnownFilms.of(films.split('train').film[:], held_out.film[:]) if len(films.split('train')) >= 10 else None
         return cls(scorer, point, about, known, calibration, metrics)
@@ -407,7 +423,8 @@ def judge(self:Segmenter, prepared:list, # of (view, place, notes)
     results = []
     for i, (view, place, notes) in enumerate(prepared):
         warn = [f'the picture {note}' for note in notes] + odd[i]
-        results.append(Segmented(view.astype(np.float32)/255, others[i], scores[i], marks[i], float(image_scores[i]), float(far[i]), warn, place))
+        results.append(Segmented(view.astype(np.float32)/255, others[i], scores[i], marks[i],
+                                 float(image_scores[i]), float(far[i]), warn, place))
     return results
 
 # %% ../nbs/09_your_films.ipynb #92e6fa8e
@@ -467,9 +484,11 @@ def save(self:Segmenter, folder:str|Path, # made where it is not there
     folder, nets = Path(folder), dict(generator=self.scorer.generator)
     if hasattr(self.scorer, 'pupil'): nets['pupil'] = self.scorer.pupil
     weights = {f'{part}.{k}': narrowed(v.detach().cpu()).contiguous() for part, net in nets.items() for k, v in net.state_dict().items()}
-    if self.calibration is not None: weights |= {f'calibration.{k}': torch.from_numpy(np.ascontiguousarray(v)) for k, v in vars(self.calibration).items()}
+    if self.calibration is not None:
+        weights |= {f'calibration.{k}': torch.from_numpy(np.ascontiguousarray(v)) for k, v in vars(self.calibration).items()}
     files = {'weights.safetensors': weights}
-    if self.known is not None: files['known.safetensors'] = {k: torch.as_tensor(np.asarray(v, np.float32)) for k, v in vars(self.known).items()}
+    if self.known is not None:
+        files['known.safetensors'] = {k: torch.as_tensor(np.asarray(v, np.float32)) for k, v in vars(self.known).items()}
     for name, numbers in files.items():
         with whole_file(folder/name) as p: p.write_bytes(as_safetensors(numbers))
     if self.metrics is not None:
@@ -481,7 +500,8 @@ def save(self:Segmenter, folder:str|Path, # made where it is not there
     return folder
 
 # %% ../nbs/09_your_films.ipynb #a07d27f6
-_CARD_ROWS = {'dice': 'Dice', 'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC', 'marked_healthy': 'share of a healthy film that is marked',
+_CARD_ROWS = {'dice': 'Dice', 'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC',
+             'marked_healthy': 'share of a healthy film that is marked',
              'share_in_lungs': 'share of the score inside the lungs'}
 
 def _card_numbers(metrics:dict|None) -> str:
@@ -494,8 +514,9 @@ def _card_numbers(metrics:dict|None) -> str:
         if any(c.get('value') is not None for c in cells):
             lines.append(f"| {name} | " + ' | '.join(_as_interval(c) for c in cells) + ' |')
     about = next(iter(results.values()))['about']
-    return '\n'.join(lines) + (f"\n\nOn {about['films']} test films of {about['patients']} patients that the training did not see; {about['interval']}. "
-            "*Label-only* thresholds were chosen by image labels, the others by outlines of validation films.")
+    return '\n'.join(lines) + (
+        f"\n\nOn {about['films']} test films of {about['patients']} patients that the training did not see; {about['interval']}. "
+        "*Label-only* thresholds were chosen by image labels, the others by outlines of validation films.")
 
 def _as_interval(r:dict) -> str: # {value, low, high}
     "A number with its interval, as text."
@@ -512,14 +533,17 @@ def model_card(about:dict, # settings.json
     lines = ['---', 'library_name: lazyseg', 'license: apache-2.0', 'tags: [chest-radiograph, weakly-supervised, segmentation]', '---',
         f"# {about['disease']}, {about['size']} x {about['width']} pixels, method {about['name']}", '',
         f"**{NOTE}** Nothing it marks or leaves unmarked may guide the care of a patient.", '',
-        f"Marks {about['disease']} on frontal chest films. It learned from films called healthy or diseased; nobody outlined anything for it.", '',
+        f"Marks {about['disease']} on frontal chest films. "
+        "It learned from films called healthy or diseased; nobody outlined anything for it.", '',
         '```python', 'from lazyseg.segmenter import Segmenter', "found = Segmenter.load('this folder').segment('film.png')",
-        'found.mask, found.map, found.image_score, found.warnings', '```', '', '## Data', '', f"Source `{about['source']}`, seed {about['seed']}: {films}.",
+        'found.mask, found.map, found.image_score, found.warnings', '```', '', '## Data', '',
+        f"Source `{about['source']}`, seed {about['seed']}: {films}.",
         f"View `{about['view']}`. {about.get('credit', '')}", '', '## Threshold', '',
         f"{point['threshold']:.4g}, mode *{point['mode']}*, rule: {point['rule']}; chosen on {point['films']} validation films.", '',
         '## How good it is', '', _card_numbers(metrics), '', '## Limits', '',
         '- It was measured on films of the source above and on no others. Elsewhere it may be worse, and nobody knows by how much.',
-        '- It marks what differs from the healthy films it saw. Other findings, tubes and scars may be marked; faint disease may be missed.',
+        '- It marks what differs from the healthy films it saw. '
+        'Other findings, tubes and scars may be marked; faint disease may be missed.',
         '- Films unlike its training films get a warning (`warnings`, `distance`); a film without a warning is not thereby safe.',
         f"- It sees {about['size']} x {about['width']} pixels: nothing smaller than one of these."]
     if about['source'] == 'phantom': lines.append('- Its films were rendered from one CT with disease drawn in. It has not seen a patient.')
@@ -530,9 +554,11 @@ BIGGEST_FILE = {'.json': 10_000_000, '.safetensors': 1_000_000_000} # bytes; no 
 
 def read_json(file:Path) -> object:
     "What a JSON file of a model's folder holds."
-    if file.stat().st_size > BIGGEST_FILE['.json']: raise LazysegError(f"{file} is {file.stat().st_size:,} bytes: too large for what it should hold.")
+    if file.stat().st_size > BIGGEST_FILE['.json']:
+        raise LazysegError(f"{file} is {file.stat().st_size:,} bytes: too large for what it should hold.")
     try: return json.loads(file.read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as e: raise LazysegError(f"{file} is not JSON any more ({str(e)[:100]}): it was cut off or changed by hand.") from e
+    except (ValueError, RecursionError) as e:
+        raise LazysegError(f"{file} is not JSON any more ({str(e)[:100]}): it was cut off or changed by hand.") from e
 
 def check_fields(given:dict, need:dict, what:str): # name -> type; for a number, (type, smallest, largest)
     "Raise a `LazysegError` unless `given` has all of `need`; `what` says where they stand."
@@ -540,8 +566,10 @@ def check_fields(given:dict, need:dict, what:str): # name -> type; for a number,
         kind, low, high = kind if isinstance(kind, tuple) else (kind, None, None)
         value = given.get(name)
         right = type(value) in (int, float) if kind is float else type(value) is kind # True is no number
-        if not right: raise LazysegError(f"{what} {name} is {repr(value)[:50]}; it has to be a {kind.__name__}. The file was changed by hand.")
-        if low is not None and not low <= value <= high: raise LazysegError(f"{what} {name} is {repr(value)[:50]}; it has to lie in {low} to {high}. The file was changed by hand.")
+        if not right:
+            raise LazysegError(f"{what} {name} is {repr(value)[:50]}; it has to be a {kind.__name__}. The file was changed by hand.")
+        if low is not None and not low <= value <= high:
+            raise LazysegError(f"{what} {name} is {repr(value)[:50]}; it has to lie in {low} to {high}. The file was changed by hand.")
 
 # %% ../nbs/09_your_films.ipynb #7441606e
 def _read_settings(folder:Path) -> dict:
@@ -551,12 +579,15 @@ def _read_settings(folder:Path) -> dict:
     about = read_json(file)
     if not isinstance(about, dict) or about.get('format') != FORMAT:
         made = about.get('version', 'an unknown version') if isinstance(about, dict) else 'something else'
-        raise LazysegError(f"{file} is of format {str(about.get('format', 1))[:50] if isinstance(about, dict) else '?'}, written by lazyseg {str(made)[:50]}; lazyseg {version('lazyseg')} "
+        raise LazysegError(f"{file} is of format {str(about.get('format', 1))[:50] if isinstance(about, dict) else '?'}, "
+                           f"written by lazyseg {str(made)[:50]}; lazyseg {version('lazyseg')} "
                            f"reads format {FORMAT}. Load it with the version that wrote it, or train again.")
-    check_fields(about, dict(choices=dict, name=str, size=int, width=int, view=str, disease=str, source=str, operating_point=dict, files=dict), f'{file}:')
+    check_fields(about, dict(choices=dict, name=str, size=int, width=int, view=str, disease=str, source=str,
+                             operating_point=dict, files=dict), f'{file}:')
     one_of(f'{file}: view', about['view'], VIEWS)
     for name in ('size', 'width'):
-        if not 16 <= about[name] <= 1024 or about[name] % 8: raise LazysegError(f"{file}: {name} is {about[name]}; it has to be a multiple of 8 in 16 to 1024.")
+        if not 16 <= about[name] <= 1024 or about[name] % 8:
+            raise LazysegError(f"{file}: {name} is {about[name]}; it has to be a multiple of 8 in 16 to 1024.")
     return about
 
 # %% ../nbs/09_your_films.ipynb #d9f27262
@@ -564,9 +595,12 @@ def read_numbers(folder:Path, name:str, said:str) -> dict: # name -> tensor
     "A safetensors file that has to be the one that was saved."
     file = Path(folder)/name
     if not file.is_file(): raise LazysegError(f"{file} is missing, though settings.json names it: copy the whole folder.")
-    if file.stat().st_size > BIGGEST_FILE[file.suffix]: raise LazysegError(f"{file} is {file.stat().st_size:,} bytes: too large for what it should hold.")
+    if file.stat().st_size > BIGGEST_FILE[file.suffix]:
+        raise LazysegError(f"{file} is {file.stat().st_size:,} bytes: too large for what it should hold.")
     found = sha256(file)
-    if found != said: raise LazysegError(f"{file} is not the file that was saved: its sha256 is {found[:12]}..., settings.json says {str(said)[:12]}... Get the folder anew.")
+    if found != said:
+        raise LazysegError(f"{file} is not the file that was saved: its sha256 is {found[:12]}..., "
+                           f"settings.json says {str(said)[:12]}... Get the folder anew.")
     try: numbers = load_file(file)
     except Exception as e: raise LazysegError(f"{file} can't be read: {str(e)[:200]}") from e
     for key, value in numbers.items():
@@ -579,7 +613,8 @@ def fill_network(make, # makes the network that the settings describe
                  numbers:dict, # {name: tensor} of the file
                  file:Path, settings:Path, # named where they do not fit
                 ) -> torch.nn.Module: # in 32 bits; 16 are enough on disk
-    "A network with its saved weights. Shapes are laid out without memory first, so that whatever size is claimed, nothing is made before it is known to fit."
+    """A network with its saved weights.
+    Shapes are laid out without memory first, so that whatever size is claimed, nothing is made before it is known to fit."""
     try:
         with torch.device('meta'): net = make()
     except (LazysegError, ValueError, RuntimeError) as e: raise LazysegError(f"{settings}: choices: {e}") from e
@@ -596,7 +631,9 @@ def fill_network(make, # makes the network that the settings describe
     return net.float().requires_grad_(False)
 
 # %% ../nbs/09_your_films.ipynb #5f0faa01
-_NETWORK = dict(head=str, width=(int, 2, 256), blocks=(int, 0, 64), norm=str, upsample=str, skips=bool, halvings=(int, 0, 16), height=(int, 0, 4096), map=str) # choices that outlive the training
+# choices that outlive the training
+_NETWORK = dict(head=str, width=(int, 2, 256), blocks=(int, 0, 64), norm=str, upsample=str, skips=bool, halvings=(int, 0, 16),
+                height=(int, 0, 4096), map=str)
 
 def _build_scorer(about:dict, weights:dict, folder:Path):
     "The networks that settings.json describes, with their weights."
@@ -606,11 +643,14 @@ def _build_scorer(about:dict, weights:dict, folder:Path):
     stray = [k for k in weights if k.partition('.')[0] not in ('generator', 'pupil', 'calibration')]
     if stray: raise LazysegError(f"{folder/'weights.safetensors'} holds {min(stray)}, which settings.json does not ask for.")
     c = SimpleNamespace(**choices)
-    scorer = GeneratorScorer(fill('generator', lambda: Generator(c.width, c.blocks, c.norm, c.upsample, c.head, c.skips, halvings=c.halvings, height=c.height)), c.map, about['name'])
-    return PupilScorer(fill('pupil', lambda: Outliner(c.width)), scorer, about['name']) if any(k.startswith('pupil.') for k in weights) else scorer
+    scorer = GeneratorScorer(fill('generator', lambda: Generator(c.width, c.blocks, c.norm, c.upsample, c.head, c.skips,
+                                                                 halvings=c.halvings, height=c.height)), c.map, about['name'])
+    return (PupilScorer(fill('pupil', lambda: Outliner(c.width)), scorer, about['name'])
+            if any(k.startswith('pupil.') for k in weights) else scorer)
 
 # %% ../nbs/09_your_films.ipynb #dab7ccfa
-KNOWN = {k: (sum(GROUPS),) for k in ('mean', 'scale')} | dict(axes=('k', sum(GROUPS)), spread=('k',), rest=(), edge=()) # shapes of what `describe_films` gives
+# shapes of what `describe_films` gives
+KNOWN = {k: (sum(GROUPS),) for k in ('mean', 'scale')} | dict(axes=('k', sum(GROUPS)), spread=('k',), rest=(), edge=())
 
 def take_numbers(kind, # `KnownFilms` or `Calibration`
                  parts:dict|None, # {name: tensor} of a file
@@ -621,8 +661,10 @@ def take_numbers(kind, # `KnownFilms` or `Calibration`
     k = len(parts['spread']) if parts.get('spread') is not None and parts['spread'].ndim else 0
     found = {name: tuple(v.shape) for name, v in parts.items()}
     need = {name: tuple(k if o == 'k' else o for o in shape) for name, shape in shapes.items()}
-    if found != need or any(v.dtype != torch.float32 for v in parts.values()): raise LazysegError(f"{file} holds {found}; it should hold {need}, of 32 bits.")
-    if any(bool((parts[name] <= 0).any()) for name in ('scale', 'spread', 'rest', 'edge') if name in parts): raise LazysegError(f"{file}: a spread is not above 0.")
+    if found != need or any(v.dtype != torch.float32 for v in parts.values()):
+        raise LazysegError(f"{file} holds {found}; it should hold {need}, of 32 bits.")
+    if any(bool((parts[name] <= 0).any()) for name in ('scale', 'spread', 'rest', 'edge') if name in parts):
+        raise LazysegError(f"{file}: a spread is not above 0.")
     return kind(**{name: v.numpy() if v.ndim else float(v) for name, v in parts.items()})
 
 # %% ../nbs/09_your_films.ipynb #c1d81deb
@@ -631,8 +673,10 @@ def _build_rest(about:dict, known:dict, weights:dict, folder:Path) -> tuple: # O
     h, w = about['size'], about['width']
     given, number = about['operating_point'], (float, -1e9, 1e9)
     try: point = OperatingPoint.from_dict(given)
-    except TypeError as e: raise LazysegError(f"{folder/'settings.json'}: operating_point does not fit this version of lazyseg: {str(e)[:200]}") from e
-    check_fields(vars(point), dict(threshold=number, smoothing=(float, 0, 100), min_area=(int, 0, 10**9), mode=str, rule=str, films=(int, 0, 10**9))
+    except TypeError as e:
+        raise LazysegError(f"{folder/'settings.json'}: operating_point does not fit this version of lazyseg: {str(e)[:200]}") from e
+    check_fields(vars(point), dict(threshold=number, smoothing=(float, 0, 100), min_area=(int, 0, 10**9), mode=str, rule=str,
+                                   films=(int, 0, 10**9))
                  | {k: number for k in ('low', 'high') if given.get(k) is not None}, f"{folder/'settings.json'}: operating_point:")
     own = {k.removeprefix('calibration.'): v for k, v in weights.items() if k.startswith('calibration.')}
     return (point, take_numbers(KnownFilms, known, KNOWN, folder/'known.safetensors'),
@@ -647,14 +691,17 @@ def load(cls:Segmenter, folder:str|Path, # that `save` wrote
     folder = Path(os.path.expanduser(folder))
     if not folder.is_dir(): raise LazysegError(f"There is no model folder {folder}.")
     about = _read_settings(folder)
-    numbers = {name: read_numbers(folder, name, said) for name, said in about['files'].items() if one_of(f"{folder/'settings.json'}: files", name, ('weights.safetensors', 'known.safetensors'))}
+    numbers = {name: read_numbers(folder, name, said) for name, said in about['files'].items()
+               if one_of(f"{folder/'settings.json'}: files", name, ('weights.safetensors', 'known.safetensors'))}
     if 'weights.safetensors' not in numbers: raise LazysegError(f"{folder/'settings.json'} names no weights.")
     weights = numbers['weights.safetensors']
     scorer = _build_scorer(about, weights, folder)
-    for net in filter(None, (scorer.generator, getattr(scorer, 'pupil', None))): net.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    for net in filter(None, (scorer.generator, getattr(scorer, 'pupil', None))):
+        net.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     point, known, calibration = _build_rest(about, numbers.get('known.safetensors'), weights, folder)
     metrics = read_json(folder/'metrics.json') if (folder/'metrics.json').is_file() else None
-    if not isinstance(metrics, dict | None): raise LazysegError(f"{folder/'metrics.json'} holds {str(metrics)[:50]}: not what a run measured.")
+    if not isinstance(metrics, dict | None):
+        raise LazysegError(f"{folder/'metrics.json'} holds {str(metrics)[:50]}: not what a run measured.")
     own = {k: v for k, v in about.items() if k not in ('format', 'version', 'operating_point', 'files', 'note')}
     return cls(scorer, point, own, known, calibration, metrics)
 
@@ -663,7 +710,8 @@ FINDINGS = dict(pneumonia=('233604007', 'Pneumonia'), edema=('19242006', 'Pulmon
                 hernia=('84089009', 'Hiatal hernia')) # SNOMED CT
 
 # %% ../nbs/09_your_films.ipynb #6e6b8052
-_MUST_HAVE = dict(PatientID='', PatientName='', PatientBirthDate='', PatientSex='', StudyDate='', StudyTime='', StudyID='', AccessionNumber='', ReferringPhysicianName='')
+_MUST_HAVE = dict(PatientID='', PatientName='', PatientBirthDate='', PatientSex='', StudyDate='', StudyTime='', StudyID='',
+                  AccessionNumber='', ReferringPhysicianName='')
 
 def _complete(source):
     "Give a header the entries that a SEG object copies and that may be empty, where a film lacks them."
@@ -672,6 +720,17 @@ def _complete(source):
     for name in ('StudyInstanceUID', 'SeriesInstanceUID', 'SOPInstanceUID', 'SOPClassUID'):
         if name not in source: raise LazysegError(f"The film's header has no {name}, so nothing can refer to it.")
     if 'PixelSpacing' in source: del source.PixelSpacing # with it highdicom wants a slice's thickness, which a projection does not have
+
+# %% ../nbs/09_your_films.ipynb #9c792edb
+def _segment_of(disease:str): # highdicom's SegmentDescription
+    "What the mask shows, in DICOM's codes: a name where there is one, else a lesion."
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+    code = FINDINGS.get(disease.lower())
+    finding = hd.sr.CodedConcept(code[0], 'SCT', code[1]) if code else codes.SCT.Lesion
+    return hd.seg.SegmentDescription(1, f"{disease[:40]}, suspected", codes.SCT.MorphologicallyAbnormalStructure, finding,
+        hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        hd.AlgorithmIdentificationSequence('lazyseg', codes.DCM.ArtificialIntelligence, version('lazyseg')))
 
 # %% ../nbs/09_your_films.ipynb #34cda619
 def save_dicom_seg(film:str|Path, # the DICOM file that the mask belongs to
@@ -683,21 +742,19 @@ def save_dicom_seg(film:str|Path, # the DICOM file that the mask belongs to
     try:
         import highdicom as hd
         import pydicom
-        from pydicom.sr.codedict import codes
     except ImportError as e: raise LazysegError("DICOM SEG needs pydicom and highdicom: pip install 'lazyseg[dicom]'.") from e
     source = pydicom.dcmread(film)
     shape = int(source.Rows), int(source.Columns)
-    if mask.shape != shape and mask.shape == square_shape(source, *shape): mask = resize(mask.astype(np.float32), *shape) >= .5 # where pixels are not square, a film is read wider or higher than it is stored
+    # where pixels are not square, a film is read wider or higher than it is stored
+    if mask.shape != shape and mask.shape == square_shape(source, *shape):
+        mask = resize(mask.astype(np.float32), *shape) >= .5
     if mask.shape != shape: raise LazysegError(f"The mask is {mask.shape}, the film {shape}: give the mask at the film's own pixels.")
     _complete(source)
-    code = FINDINGS.get(about['disease'].lower())
-    finding = hd.sr.CodedConcept(code[0], 'SCT', code[1]) if code else codes.SCT.Lesion
     try:
-        what = hd.seg.SegmentDescription(1, f"{about['disease'][:40]}, suspected", codes.SCT.MorphologicallyAbnormalStructure, finding,
-            hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, hd.AlgorithmIdentificationSequence('lazyseg', codes.DCM.ArtificialIntelligence, version('lazyseg')))
-        seg = hd.seg.Segmentation([source], mask[None].astype(np.uint8), hd.seg.SegmentationTypeValues.BINARY, [what], hd.UID(), 900, hd.UID(), 1,
-            'lazyseg', 'lazyseg', version('lazyseg'), 'none', omit_empty_frames=False, content_description='Research only, not a medical device',
-            series_description=f"lazyseg {about['disease'][:40]}")
+        what = _segment_of(about['disease'])
+        seg = hd.seg.Segmentation([source], mask[None].astype(np.uint8), hd.seg.SegmentationTypeValues.BINARY, [what],
+            hd.UID(), 900, hd.UID(), 1, 'lazyseg', 'lazyseg', version('lazyseg'), 'none', omit_empty_frames=False,
+            content_description='Research only, not a medical device', series_description=f"lazyseg {about['disease'][:40]}")
         seg.PatientOrientation = source.get('PatientOrientation', '')
         seg.save_as(out)
     except Exception as e: raise LazysegError(f"{film} can't carry a DICOM SEG object: {' '.join(str(e).split())[:200]}") from e
@@ -711,7 +768,8 @@ def hub_class() -> type: # a `Segmenter` with `from_pretrained`, `save_pretraine
         def __new__(cls, *args, **kwargs): return object.__new__(cls) # the settings are ours to write: no config.json of the mixin's
         def _save_pretrained(self, save_directory): self.save(save_directory)
         @classmethod
-        def _from_pretrained(cls, *, model_id, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, device=None, **other):
+        def _from_pretrained(cls, *, model_id, revision=None, cache_dir=None, force_download=False, local_files_only=False,
+                             token=None, device=None, **other):
             if not Path(model_id).is_dir():
                 model_id = snapshot_download(model_id, revision=revision, cache_dir=cache_dir, force_download=force_download, token=token,
                                              local_files_only=local_files_only, allow_patterns=['*.safetensors', '*.json', 'README.md'])
@@ -759,7 +817,8 @@ class Explorer:
         self.smooth = [self.point.smooth(r.scores[None])[0] for r in self.found]
         self.top = max(max(float(s.max()) for s in self.smooth), 1e-6)
         grey = lambda picture: _panel((np.asarray(picture)*255).round().clip(0, 255).astype(np.uint8))
-        self.kept = [(grey(r.seen), grey(r.counterpart), _panel(_colours(s, self.top), smooth=False)) for r, s in zip(self.found, self.smooth)]
+        self.kept = [(grey(r.seen), grey(r.counterpart), _panel(_colours(s, self.top), smooth=False))
+                     for r, s in zip(self.found, self.smooth)]
 
     def draw(self, i:int, threshold:float, opacity:float) -> tuple: # PNG bytes, mask (h, w)
         "Film, counterpart, score and mask, side by side."
@@ -773,8 +832,15 @@ class Explorer:
     def describe(self, i:int, mask) -> str:
         r = self.found[i]
         distance = '' if np.isnan(r.distance) else f', distance {r.distance:.2f} (above 1 is odd)'
-        lines = [f'film {i + 1} of {len(self.found)}: image score {r.image_score:.3f}, marked {100*mask.mean():.1f}% of what was seen{distance}']
+        lines = [f'film {i + 1} of {len(self.found)}: image score {r.image_score:.3f}, '
+                 f'marked {100*mask.mean():.1f}% of what was seen{distance}']
         return '<div style="line-height:1.4">' + '<br>'.join(lines + [f'<b>{escape(w)}</b>' for w in r.warnings]) + '</div>'
+
+# %% ../nbs/09_your_films.ipynb #63c16437
+def _headings(h:int, w:int) -> str: # HTML
+    "What the four pictures are, a quarter of the line each."
+    names = f'film, as {w} x {h}', 'healthy counterpart', 'score', 'marked'
+    return '<div style="display:flex">' + ''.join(f'<span style="width:25%">{n}</span>' for n in names) + '</div>'
 
 # %% ../nbs/09_your_films.ipynb #9e0dd741
 def explore(segmenter:Segmenter, # or a `Panel`, see the chapter on several diseases
@@ -788,13 +854,12 @@ def explore(segmenter:Segmenter, # or a `Panel`, see the chapter on several dise
         return explore_panel(segmenter, films)
     seen = Explorer(segmenter, films)
     wide = dict(width='auto', max_width='620px') # no wider than the page, or it scrolls sideways
-    h, w = seen.found[0].seen.shape
     top, start = seen.top, min(seen.point.threshold, seen.top)
     threshold = widgets.FloatSlider(value=start, min=0, max=top, step=top/500, readout_format='.3f', description='threshold', layout=wide)
     opacity = widgets.FloatSlider(value=.25, min=0, max=1, step=.05, description='opacity', layout=wide)
-    film = widgets.IntSlider(value=1, min=1, max=max(len(seen.found), 1), description='film', layout=wide | dict(display=None if len(seen.found) > 1 else 'none'))
-    names = widgets.HTML('<div style="display:flex">' + ''.join(f'<span style="width:25%">{n}</span>' for n in (f'film, as {w} x {h}', 'healthy counterpart', 'score', 'marked')) + '</div>',
-                         layout=dict(width='auto', max_width=f'{4*seen.kept[0][0].shape[1] + 24}px'))
+    film = widgets.IntSlider(value=1, min=1, max=max(len(seen.found), 1), description='film',
+                             layout=wide | dict(display=None if len(seen.found) > 1 else 'none'))
+    names = widgets.HTML(_headings(*seen.found[0].seen.shape), layout=dict(width='auto', max_width=f'{4*seen.kept[0][0].shape[1] + 24}px'))
     text, picture = widgets.HTML(), widgets.Image(format='png', layout=dict(max_width='calc(100% - 4px)', align_self='flex-start'))
     box = widgets.VBox([film, threshold, opacity, names, picture, text])
     def draw(_=None):
