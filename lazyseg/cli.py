@@ -58,7 +58,8 @@ def run_notebook(notebook:Path, # from `find_notebook`
         papermill.execute_notebook(str(notebook), str(out), parameters=parameters, cwd=str(project_root()), kernel_name='python3',
                                    progress_bar=progress, config=talk, **how)
     except papermill.PapermillExecutionError as e:
-        raise LazysegError(f"The {'run' if notebook.stem == 'train' else notebook.stem} stopped: {e.ename}: {e.evalue}\nThe notebook as far as it came: {out}") from e
+        raise LazysegError(f"The {'run' if notebook.stem == 'train' else notebook.stem} stopped: "
+                           f"{e.ename}: {e.evalue}\nThe notebook as far as it came: {out}") from e
 
 # %% ../nbs/cli.ipynb #a5993cfe
 def train(progress:bool=True, # show a bar over the cells
@@ -92,9 +93,11 @@ def headline(folder:Path, # a run's folder
 def _headline_of(results:dict) -> str: # {method: what `evaluate` gave}
     "The few numbers that say most, as a table for a terminal."
     from lazyseg.evaluation import results_table
-    columns = [c for c in ('dice', 'pixel_ap', 'image_auroc', 'marked_healthy', 'share_in_lungs') if any((r.get(c) or {}).get('value') is not None for r in results.values())]
+    columns = [c for c in ('dice', 'pixel_ap', 'image_auroc', 'marked_healthy', 'share_in_lungs')
+               if any((r.get(c) or {}).get('value') is not None for r in results.values())]
     about = next(iter(results.values()))['about']
-    return (f"{about['diseased']} diseased and {about['healthy']} healthy test films of {about['patients']} patients; 95% intervals over patients\n"
+    return (f"{about['diseased']} diseased and {about['healthy']} healthy test films of {about['patients']} patients; "
+            "95% intervals over patients\n"
             f"{results_table(results, columns).T.to_string()}")
 
 # %% ../nbs/cli.ipynb #cd8dd150
@@ -109,8 +112,10 @@ def options_train(p):
 # %% ../nbs/cli.ipynb #8dbbb44c
 class _FromHere(argparse.Action):
     "A path that somebody types begins where they stand; a default begins at the project's root."
-    def __call__(self, parser, given, path, option=None): setattr(given, self.dest, os.path.abspath(os.path.expanduser(path)) if path else path)
+    def __call__(self, parser, given, path, option=None):
+        setattr(given, self.dest, os.path.abspath(os.path.expanduser(path)) if path else path)
 
+# %% ../nbs/cli.ipynb #44d8a85b
 def _add_run(p, one_size=True):
     "The options that several runs may share."
     _add_source(p)
@@ -120,14 +125,16 @@ def _add_run(p, one_size=True):
     if one_size: p.add_argument('--size', type=int, default=0, help="height of the films in pixels; 0: the profile's")
     else: p.add_argument('--sizes', nargs='*', default=[], help='heights of the films; none: 64 and 128, or 32 for the profile smoke')
     p.add_argument('--epochs', type=int, default=0, help="passes over the films; 0: the profile's")
-    p.add_argument('--lung-masks', default='auto', help="auto: a film's own lung mask, else the network's, where the view needs one; given: own masks alone; all: also where the view needs none")
+    p.add_argument('--lung-masks', default='auto', help="auto: a film's own lung mask, else the network's, where the view needs one; "
+                                                        "given: own masks alone; all: also where the view needs none")
     _add_bad(p)
     p.add_argument('--credit', default='', help='whose films these are and under which licence')
     p.add_argument('--no-pictures', dest='pictures', action='store_false', help='leave out pictures of the films')
 
 def _add_bad(p):
     "What to do with a film that can't be used."
-    p.add_argument('--bad', default='stop', choices=('stop', 'skip'), help="a film that can't be read, or on which no lungs are found: stop, or skip it")
+    p.add_argument('--bad', default='stop', choices=('stop', 'skip'),
+                   help="a film that can't be read, or on which no lungs are found: stop, or skip it")
 
 def _add_source(p):
     "The options that name a set of films."
@@ -140,7 +147,8 @@ def _run_train(json=False, quiet=False, **parameters):
     "Do what `lazyseg train` was asked for."
     folder = train(progress=not (quiet or json), **parameters)
     from lazyseg.runs import read_metrics
-    _answer(dict(folder=str(folder), model=str(folder/'model'), results=read_metrics(folder)['results']) if json else {}, json, [] if json else [headline(folder)])
+    _answer(dict(folder=str(folder), model=str(folder/'model'), results=read_metrics(folder)['results']) if json else {}, json,
+            [] if json else [headline(folder)])
     return 0
 
 # %% ../nbs/cli.ipynb #ba4eb18e
@@ -151,8 +159,10 @@ def sweep_lines(diseases:list, methods:list, seeds:list, # every combination is 
     "One `lazyseg train` for every disease, method and seed."
     usual = argparse.ArgumentParser()
     options_train(usual)
-    more = [w for k, v in shared.items() if v != usual.get_default(k) for w in ([f"--{k.replace('_', '-')}", str(v)] if k != 'pictures' else ['--no-pictures'])]
-    return [['lazyseg', 'train', d, '--method', m, '--seed', str(s), '--out', f'{out}/seed-{s}', '--keep', *more] for s in seeds for d in diseases for m in methods]
+    more = [w for k, v in shared.items() if v != usual.get_default(k)
+            for w in ([f"--{k.replace('_', '-')}", str(v)] if k != 'pictures' else ['--no-pictures'])]
+    return [['lazyseg', 'train', d, '--method', m, '--seed', str(s), '--out', f'{out}/seed-{s}', '--keep', *more]
+            for s in seeds for d in diseases for m in methods]
 
 # %% ../nbs/cli.ipynb #b96ea959
 def _run_lines(lines:list, # from `sweep_lines`
@@ -165,7 +175,8 @@ def _run_lines(lines:list, # from `sweep_lines`
         text = shlex.join(words)
         _say(f'begins: {text}')
         done = subprocess.run([sys.executable, '-c', 'import sys; from lazyseg.cli import main; sys.exit(main())', *words[1:], '--quiet'],
-                              env=threads | os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors='replace')
+                              env=threads | os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, text=True, errors='replace')
         _say(f"{'FAILED' if done.returncode else 'done'}: {text}")
         return None if not done.returncode else done.stderr.strip()[-500:] or f'exit code {done.returncode}'
     with ThreadPoolExecutor(jobs) as pool: ends = list(pool.map(run, lines))
@@ -174,7 +185,9 @@ def _run_lines(lines:list, # from `sweep_lines`
 # %% ../nbs/cli.ipynb #84a0e0d5
 def _options_sweep(p):
     "The options of `lazyseg sweep`."
-    for name, default, text in [('diseases', ['pneumonia', 'edema', 'emphysema', 'hernia'], 'with films of your own, the labels to learn'), ('methods', ['lazyseg', 'paper'], 'lazyseg, cyclegan, paper')]:
+    for name, default, text in [
+            ('diseases', ['pneumonia', 'edema', 'emphysema', 'hernia'], 'with films of your own, the labels to learn'),
+            ('methods', ['lazyseg', 'paper'], 'lazyseg, cyclegan, paper')]:
         p.add_argument(f'--{name}', nargs='+', default=default, help=text)
     p.add_argument('--seeds', nargs='+', type=int, default=[0], help='each seed has a folder of its own in --out')
     p.add_argument('--jobs', type=int, default=0, help='run them here, so many at a time; 0: write the lines and stop')
@@ -190,14 +203,16 @@ def _run_sweep(json=False, quiet=False, diseases=(), methods=(), seeds=(), jobs=
     lines, file = sweep_lines(diseases, methods, seeds, out, **shared), out/'sweep.txt'
     with whole_file(file) as p: p.write_text(''.join(f'{shlex.join(w)}\n' for w in lines), encoding='utf-8')
     failed = _run_lines(lines, jobs) if jobs > 0 else {}
-    _answer(dict(runs=len(lines), file=str(file), failed=failed), json, [f"{len(lines)} runs, one a line: {file}" + (f"; {len(lines) - len(failed)} of them done" if jobs > 0 else ''),
-                                                                      *[f'FAILED: {k}\n  {v}' for k, v in failed.items()]])
+    _answer(dict(runs=len(lines), file=str(file), failed=failed), json,
+            [f"{len(lines)} runs, one a line: {file}" + (f"; {len(lines) - len(failed)} of them done" if jobs > 0 else ''),
+             *[f'FAILED: {k}\n  {v}' for k, v in failed.items()]])
     return int(bool(failed))
 
 # %% ../nbs/cli.ipynb #c1a0e102
 def _options_report(p):
     "What `lazyseg report` takes."
-    p.add_argument('--diseases', nargs='+', default=['pneumonia', 'edema', 'emphysema', 'hernia'], help='with films of your own, the labels to learn')
+    p.add_argument('--diseases', nargs='+', default=['pneumonia', 'edema', 'emphysema', 'hernia'],
+                   help='with films of your own, the labels to learn')
     p.add_argument('--methods', nargs='+', default=['paper', 'lazyseg'], help='lazyseg, cyclegan, paper')
     p.add_argument('--seed', type=int, default=0, help='of split, weights, order and augmentation')
     _add_run(p, one_size=False)
@@ -233,15 +248,18 @@ def film_names(paths:list, names:bool) -> list:
     return out
 
 def name_fault(error:LazysegError, path:Path, number:int, total:int, names:bool) -> tuple: # for the message, for the table
-    "A fault with its film. Unless `names`, the table's words name nothing; messages name the path on a terminal, where they are seen and gone."
+    """A fault with its film. Unless `names`, the table's words name nothing;
+    messages name the path on a terminal, where they are seen and gone."""
     reason = str(error).replace(str(path), 'it').replace(path.name, 'it')
     ours = error.__cause__ is None or isinstance(error.__cause__, LazysegError)
-    private = reason if ours else f"it can't be read as a film ({type(error.__cause__).__name__}): damaged, or not a picture" # a reader's own words may quote a header
+    # a reader's own words may quote a header
+    private = reason if ours else f"it can't be read as a film ({type(error.__cause__).__name__}): damaged, or not a picture"
     if names or sys.stderr.isatty(): return f'{path}: {reason}', reason if names else private
     return f'film {number} of {total}, in the order of their names (--names shows them): {private}', private
 
 # %% ../nbs/cli.ipynb #9fb3de44
-_ROW = ('number', 'film', 'height', 'width', 'lungs', 'findings', 'image_score', 'marked', 'distance', 'warnings', 'fault', 'mask', 'overlay', 'dicom_seg', 'made_by')
+_ROW = ('number', 'film', 'height', 'width', 'lungs', 'findings', 'image_score', 'marked', 'distance', 'warnings', 'fault',
+        'mask', 'overlay', 'dicom_seg', 'made_by')
 DRAWN = 2 # raise it when the same result would be drawn in another way: pictures of an earlier call are then drawn anew
 
 def _read_rows(out:Path, made_by:str) -> dict: # film -> row
@@ -251,7 +269,8 @@ def _read_rows(out:Path, made_by:str) -> dict: # film -> row
     try:
         with open(file, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
     except (OSError, ValueError, csv.Error): return {} # not a table of ours any more: all films are marked anew
-    return {r['film']: {k: r[k] for k in _ROW} for r in rows if r.get('made_by') == made_by and not r.get('fault') and all(r.get(k) is not None for k in _ROW)
+    return {r['film']: {k: r[k] for k in _ROW} for r in rows
+            if r.get('made_by') == made_by and not r.get('fault') and all(r.get(k) is not None for k in _ROW)
             and all((out/r[k]).is_file() for k in ('mask', 'overlay', 'dicom_seg') if r[k])}
 
 def _write_rows(out:Path, rows:list):
@@ -277,8 +296,10 @@ def _write_result(out:Path, key:str, path:Path, result, about:dict, dicom:bool) 
     if dicom and is_dicom(path):
         row['dicom_seg'] = f'dicom_seg/{key}.dcm'
         with whole_file(out/row['dicom_seg']) as p: save_dicom_seg(path, mask, about, p)
-    return row | dict(height=mask.shape[0], width=mask.shape[1], lungs=result.place.lungs_from, image_score=round(result.image_score, 5), marked=round(float(mask.mean()), 6),
-                      distance=round(result.distance, 3) if math.isfinite(result.distance) else '', warnings='; '.join(result.warnings), fault='')
+    return row | dict(height=mask.shape[0], width=mask.shape[1], lungs=result.place.lungs_from,
+                      image_score=round(result.image_score, 5), marked=round(float(mask.mean()), 6),
+                      distance=round(result.distance, 3) if math.isfinite(result.distance) else '',
+                      warnings='; '.join(result.warnings), fault='')
 
 # %% ../nbs/cli.ipynb #a8b90ef3
 def segment_batch(job:dict, paths:list, first:int, # number of the first film
@@ -306,7 +327,8 @@ def say_warnings(rows:list): # of `segment_batch`
     "Each kind of warning once, with one of its films: all of them stand in films.csv."
     kinds = {}
     for row in rows:
-        for said in filter(None, (row.get('warnings') or '').split('; ')): kinds.setdefault(re.sub(r'\d[\d.]*', '', said), []).append((row['film'], said))
+        for said in filter(None, (row.get('warnings') or '').split('; ')):
+            kinds.setdefault(re.sub(r'\d[\d.]*', '', said), []).append((row['film'], said))
     for films in kinds.values(): _say(f"Warning for {len(films)} of {len(rows)} films, such as {films[0][0]}: {films[0][1]}")
 
 # %% ../nbs/cli.ipynb #68d5c4ff
@@ -314,7 +336,8 @@ def check_model(folder:Path) -> str: # 'panel.json' or 'settings.json', whicheve
     "What kind of model a folder holds."
     for name in ('panel.json', 'settings.json'):
         if (Path(folder)/name).is_file(): return name
-    if Path(folder) == demo_folder(): raise LazysegError(f"Name a model's folder with -m: the demo model comes with a checkout, and there is none at {folder}.")
+    if Path(folder) == demo_folder():
+        raise LazysegError(f"Name a model's folder with -m: the demo model comes with a checkout, and there is none at {folder}.")
     raise LazysegError(f"{folder} is not a model's folder: it holds no settings.json and no panel.json.")
 
 # %% ../nbs/cli.ipynb #6387fe88
@@ -336,10 +359,25 @@ def _load_model(model, kind:str, threshold, lungs, own_lungs): # `Segmenter` or 
     if threshold is not None and not math.isfinite(threshold): raise LazysegError(f"threshold is {threshold}; it has to be a number.")
     if threshold is not None: segmenter.point = replace(segmenter.point, threshold=threshold, rule='given by hand')
     if segmenter.about['view'] != 'film' and own_lungs and not lungs:
-        raise LazysegError(f"This model sees the view {segmenter.about['view']!r}: give a folder of lung masks, named like the films, with --lungs, or leave --own-lungs out.")
+        raise LazysegError(f"This model sees the view {segmenter.about['view']!r}: "
+                           "give a folder of lung masks, named like the films, with --lungs, or leave --own-lungs out.")
     if lungs and not Path(lungs).is_dir(): raise LazysegError(f"There is no folder of lung masks {lungs}.")
     getattr(segmenter, 'first', segmenter).own_lungs = own_lungs # a panel's films are prepared by its first model
     return segmenter
+
+# %% ../nbs/cli.ipynb #48221461
+def _start(paths:list, model, kind:str, out:Path, threshold, dicom:bool, names:bool, lungs, own_lungs:bool) -> dict: # for `segment_batch`
+    "The model, and what an earlier call with the same model and settings left."
+    from lazyseg.segmenter import lungs_version, sha256
+    segmenter = _load_model(model, kind, threshold, lungs, own_lungs)
+    by_network = segmenter.about['view'] != 'film' and not own_lungs
+    if by_network:
+        _say('Where no lung mask is given, a network that learned from the phantom finds the lungs; the column lungs says for which films.')
+    settings = json.dumps([DRAWN, sha256(Path(model)/kind), threshold, dicom, str(lungs or ''), names,
+                           lungs_version() if by_network else ''])
+    made_by = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    return dict(segmenter=segmenter, out=out, dicom=dicom, names=names, lungs=lungs and Path(lungs), made_by=made_by,
+                keys=film_names(paths, names), kept=_read_rows(out, made_by))
 
 # %% ../nbs/cli.ipynb #a6fa6bd1
 def segment(films:list, # paths of films and folders
@@ -354,16 +392,10 @@ def segment(films:list, # paths of films and folders
     "Mark all films; a row and two pictures for each. A film that can't be read is named, and the rest go on."
     kind = check_model(model := model or demo_folder()) # before the slow imports
     if kind == 'panel.json' and (dicom or threshold is not None):
-        raise LazysegError(f"A panel has a threshold for each disease and writes no DICOM SEG: leave --threshold and --dicom out, or take one of its models, such as {model}/pneumonia.")
-    from lazyseg.segmenter import lungs_version, sha256
+        raise LazysegError("A panel has a threshold for each disease and writes no DICOM SEG: "
+                           f"leave --threshold and --dicom out, or take one of its models, such as {model}/pneumonia.")
     paths, out = _films_to_mark(films, out), Path(out)
-    segmenter = _load_model(model, kind, threshold, lungs, own_lungs)
-    by_network = segmenter.about['view'] != 'film' and not own_lungs
-    if by_network: _say('Where no lung mask is given, a network that learned from the phantom finds the lungs; the column lungs says for which films.')
-    settings = json.dumps([DRAWN, sha256(Path(model)/kind), threshold, dicom, str(lungs or ''), names, lungs_version() if by_network else ''])
-    made_by = hashlib.sha256(settings.encode()).hexdigest()[:12]
-    job = dict(segmenter=segmenter, out=out, dicom=dicom, names=names, lungs=lungs and Path(lungs), made_by=made_by,
-               keys=film_names(paths, names), kept=_read_rows(out, made_by))
+    job = _start(paths, model, kind, out, threshold, dicom, names, lungs, own_lungs)
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     try:
@@ -381,21 +413,42 @@ def segment(films:list, # paths of films and folders
 def _options_segment(p):
     "What `lazyseg segment` takes."
     p.add_argument('films', nargs='+', help='films or folders: PNG, JPEG, TIFF, DICOM ...')
-    p.add_argument('-m', '--model', help="a folder of a model or a panel, as a run leaves it in its folder model/; without it, the demo model that comes with a checkout, which knows the phantom's films alone")
+    p.add_argument('-m', '--model', help="a folder of a model or a panel, as a run leaves it in its folder model/; "
+                                         "without it, the demo model that comes with a checkout, which knows the phantom's films alone")
     p.add_argument('-o', '--out', required=True, help='folder for masks/, overlays/ and films.csv')
     p.add_argument('--threshold', type=float, help="in place of the model's own")
-    p.add_argument('--dicom', action='store_true', help='write a DICOM SEG object for each DICOM film into dicom_seg/; such an object names its patient')
-    p.add_argument('--names', action='store_true', help="call films by their files' names, which may name patients, in everything that is written")
-    p.add_argument('--lungs', help='folder of lung masks named like the films, for a model that sees only the lungs; the network finds the others')
+    p.add_argument('--dicom', action='store_true',
+                   help='write a DICOM SEG object for each DICOM film into dicom_seg/; such an object names its patient')
+    p.add_argument('--names', action='store_true',
+                   help="call films by their files' names, which may name patients, in everything that is written")
+    p.add_argument('--lungs', help='folder of lung masks named like the films, for a model that sees only the lungs; '
+                                   'the network finds the others')
     p.add_argument('--own-lungs', action='store_true', help='take the masks of --lungs alone: a film without one is a fault')
 
 def _run_segment(json=False, quiet=False, **given):
     "Do what `lazyseg segment` was asked for."
     found = segment(**given, quiet=quiet or json)
     n = found['films'] - found['faults']
-    _answer(found, json, [f"{n} of {found['films']} films marked ({found['kept']} from an earlier call), {found['warned']} with a warning: {found['out']}/films.csv",
-                         *([f"{found['faults']} could not be read; see the column fault."] if found['faults'] else []), NOTE])
+    _answer(found, json, [f"{n} of {found['films']} films marked ({found['kept']} from an earlier call), "
+                          f"{found['warned']} with a warning: {found['out']}/films.csv",
+                          *([f"{found['faults']} could not be read; see the column fault."] if found['faults'] else []), NOTE])
     return 3 if found['faults'] and n else 1 if found['faults'] else 0
+
+# %% ../nbs/cli.ipynb #1a092884
+def _films_to_measure(segmenter, source, data, where, disease, split, bad, films, seed): # `Films`; see `evaluate`
+    "The films of one part, healthy and diseased ones among them."
+    from lazyseg.data import get_source
+    from lazyseg.runs import get_films_aloud
+    h, w = segmenter.size
+    how = dict(n=films) if source == 'phantom' else dict(data=data or None, where=where or None)
+    found = get_films_aloud(get_source(source, disease=disease or segmenter.about['disease'], seed=seed, **how), h, w/h,
+                            view=segmenter.about['view'], bad=bad, say=_say)
+    if split != 'all': found = found.split(split)
+    sick = found.table.diseased.to_numpy(bool)
+    if sick.all() or not sick.any():
+        raise LazysegError(f"The films hold {int(sick.sum())} diseased and {int((~sick).sum())} healthy ones; "
+                           "both are needed. Try --split all.")
+    return found
 
 # %% ../nbs/cli.ipynb #c1a0ac6a
 def evaluate(model, source='phantom', data='', where='', disease='', # as for `train`; the model's own disease when empty
@@ -406,23 +459,20 @@ def evaluate(model, source='phantom', data='', where='', disease='', # as for `t
             ) -> dict: # {model, films, credit, results}
     "Measure a model on films with labels."
     import numpy as np
-    from lazyseg.data import get_source
     from lazyseg.evaluation import evaluate as measure_all
-    from lazyseg.runs import get_films_aloud
     from lazyseg.segmenter import FAR, Segmenter
     from lazyseg.thresholding import OperatingPoint
     segmenter = Segmenter.load(model)
-    about, (h, w) = segmenter.about, segmenter.size
-    if seed is None: seed = about['seed'] + (source == 'phantom') # other phantoms than the training's; of films on disk, the training's own split
-    how = dict(n=films) if source == 'phantom' else dict(data=data or None, where=where or None)
-    found = get_films_aloud(get_source(source, disease=disease or about['disease'], seed=seed, **how), h, w/h, view=about['view'], bad=bad, say=_say)
-    if split != 'all': found = found.split(split)
+    about = segmenter.about
+    # other phantoms than the training's; of films on disk, the training's own split
+    if seed is None: seed = about['seed'] + (source == 'phantom')
+    found = _films_to_measure(segmenter, source, data, where, disease, split, bad, films, seed)
     sick = found.table.diseased.to_numpy(bool)
-    if sick.all() or not sick.any(): raise LazysegError(f"The films hold {int(sick.sum())} diseased and {int((~sick).sum())} healthy ones; both are needed. Try --split all.")
     scores = np.concatenate([segmenter.score(found.film[i:i + 32])[0] for i in _bar(range(0, len(found), 32), 'scoring')])
     measured = lambda s, point: measure_all(s, found.truth, sick, found.table.patient, point, lungs=found.lungs, seed=seed)
     far = segmenter.known.distance(found.film[:]) if segmenter.known else np.full(len(found), np.nan)
-    return dict(model=str(model), source=source, split=split, credit=found.credit, distance=dict(median=round(float(np.median(far)), 3), beyond=round(float((far > FAR).mean()), 3)),
+    return dict(model=str(model), source=source, split=split, credit=found.credit,
+                distance=dict(median=round(float(np.median(far)), 3), beyond=round(float((far > FAR).mean()), 3)),
                 results={'empty mask': measured(0*scores, OperatingPoint(.5)), about['name']: measured(scores, segmenter.point)})
 
 # %% ../nbs/cli.ipynb #1efe723c
@@ -434,15 +484,17 @@ def _options_evaluate(p):
     p.add_argument('--split', default='test', choices=('train', 'valid', 'test', 'all'), help='which of the films')
     _add_bad(p)
     p.add_argument('--films', type=int, default=200, help='phantom films a class')
-    p.add_argument('--seed', type=int, help="of the phantom films, of a split by patients, of the intervals; when not given, one that keeps the model's training films out of its test")
+    p.add_argument('--seed', type=int, help="of the phantom films, of a split by patients, of the intervals; "
+                                            "when not given, one that keeps the model's training films out of its test")
     p.add_argument('-o', '--out', help='file to write the numbers to, as JSON')
 
 def _run_evaluate(json=False, quiet=False, out=None, **given):
     "Do what `lazyseg evaluate` was asked for."
     found = evaluate(**given)
     if out: _write_json(out, found)
-    _answer(found, json, [_headline_of(found['results']), f"Distance from the films the model knows: median {found['distance']['median']}; {100*found['distance']['beyond']:.0f}% too far.",
-                         found['credit'], NOTE])
+    _answer(found, json, [_headline_of(found['results']), "Distance from the films the model knows: "
+                          f"median {found['distance']['median']}; {100*found['distance']['beyond']:.0f}% too far.",
+                          found['credit'], NOTE])
     return 0
 
 def _write_json(path, what:dict):
@@ -450,7 +502,8 @@ def _write_json(path, what:dict):
     with whole_file(path) as p: p.write_text(json.dumps(what, indent=1, allow_nan=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/cli.ipynb #e051b260
-def audit(source='folder', data='', where='', disease='pneumonia', out='audit', size=64, most=2000, names=False) -> dict: # counts, shortcuts, faults
+def audit(source='folder', data='', where='', disease='pneumonia', out='audit', size=64, most=2000, names=False,
+         ) -> dict: # counts, shortcuts, faults
     "Look at a set of films; writes `audit.png` and `audit.json` into `out`."
     import matplotlib
     matplotlib.use('agg')
@@ -485,7 +538,8 @@ def _options_audit(p):
 def _run_audit(json=False, quiet=False, **given):
     "Do what `lazyseg audit` was asked for."
     found = audit(**given)
-    lines = [f"{found['films']} films: {found['counts']}", 'The class can be told (AUROC, 0.5 is chance) from: ' + ', '.join(f'{k} {v:.2f}' for k, v in found['shortcuts'].items()),
+    lines = [f"{found['films']} films: {found['counts']}",
+             'The class can be told (AUROC, 0.5 is chance) from: ' + ', '.join(f'{k} {v:.2f}' for k, v in found['shortcuts'].items()),
              *(found['faults'] or ['No faults found.']), f"Page: {found['out']}/audit.png"]
     _answer(found, json, lines)
     return 0
@@ -503,7 +557,8 @@ def write_phantom(disease='pneumonia', n=10, out='phantom', size=256, seed=0, qu
         row, files = table.iloc[i], {k: out/v[i] for k, v in names.items()}
         if all(f.is_file() for f in files.values()): continue
         seen = render(disease if row.truly_diseased else None, size=size, seed=f'{seed}-{i}', anatomy_seed=f'{seed}-{row.patient}')
-        for kind, picture in dict(films=seen['film'], truth=seen['truth'].astype('uint8')*255, lungs=seen['lungs'].astype('uint8')*255).items():
+        for kind, picture in dict(films=seen['film'], truth=seen['truth'].astype('uint8')*255,
+                                  lungs=seen['lungs'].astype('uint8')*255).items():
             with whole_file(files[kind]) as p: Image.fromarray(picture).save(p, format='PNG')
     table = table[['patient', 'labels', 'split']].assign(path=names['films'], truth=names['truth'], lungs=names['lungs'])
     with whole_file(out/'films.csv') as p: table.to_csv(p, index=False)
@@ -539,11 +594,13 @@ _CODES = 'exit codes: 0 well, 1 a fault in what was given, 2 not understood, 3 s
 
 def parser() -> argparse.ArgumentParser:
     "The command line of lazyseg."
-    p = argparse.ArgumentParser('lazyseg', description=f'Learn to segment disease on chest films from image-level labels. {NOTE}', epilog=_CODES)
+    p = argparse.ArgumentParser('lazyseg', description=f'Learn to segment disease on chest films from image-level labels. {NOTE}',
+                                epilog=_CODES)
     p.add_argument('--version', action='store_true', help='print the version and stop')
     commands = p.add_subparsers(dest='command', metavar='command')
     for name, (text, options, _) in COMMANDS.items():
-        c = commands.add_parser(name, help=text, description=f'{text.capitalize()}. {NOTE}', epilog=_CODES, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        c = commands.add_parser(name, help=text, description=f'{text.capitalize()}. {NOTE}', epilog=_CODES,
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         options(c)
         c.add_argument('--json', action='store_true', help='print one JSON object, for a program')
         c.add_argument('--quiet', action='store_true', help='no bars')
