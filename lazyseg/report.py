@@ -23,7 +23,8 @@ from .data import Films, Source
 from .film import resize, to_bytes
 from .evaluation import COLUMNS, as_text, dice
 from .phantom import render
-from .runs import DISEASES, MARKED, SOURCES, TRUTH, Settings, already_there, check_settings, outline, read_metrics, save_figure, whole_number, yes_or_no
+from .runs import (DISEASES, MARKED, SOURCES, TRUTH, Settings, already_there, check_settings, outline, read_metrics,
+                          save_figure, whole_number, yes_or_no)
 from .training import METHODS
 
 # %% ../nbs/make_report.ipynb #57faeef5
@@ -50,7 +51,8 @@ def full_film(settings:Settings, source:Source, # of the run
     "One film as it was before it was made small."
     if settings.source == 'phantom':
         seed, number = row.path.split('/')[-2:]
-        return render(settings.disease if row.truly_diseased else None, seed=f'{seed}-{int(number)}', anatomy_seed=f'{seed}-{row.patient}', size=height)['film']
+        return render(settings.disease if row.truly_diseased else None, seed=f'{seed}-{int(number)}',
+                      anatomy_seed=f'{seed}-{row.patient}', size=height)['film']
     film = source.load(row)['film']
     small = min(1., height / len(film))
     return to_bytes(resize(film, *(max(1, round(side * small)) for side in film.shape)))
@@ -76,15 +78,18 @@ def keep_examples(folder:Path, # the run's folder
     if test.truth is not None: arrays['truth'] = test.truth[rows] > 0
     with whole_file(Path(folder)/'examples.npz') as p:
         with open(p, 'wb') as f: np.savez_compressed(f, **arrays)
-    about = [dict(name=film_name(settings, test.table.iloc[i], int(i)), diseased=bool(test.table.diseased.iloc[i]), points={}) for i in rows]
+    about = [dict(name=film_name(settings, test.table.iloc[i], int(i)), diseased=bool(test.table.diseased.iloc[i]), points={})
+             for i in rows]
     for name, mask in zip(points, masks):
         found = dice(mask, arrays['truth']) if 'truth' in arrays else np.full(len(rows), np.nan)
-        for film, d, m in zip(about, found, mask): film['points'][name] = dict(dice=None if np.isnan(d) else float(d), marked=float(m.mean()))
+        for film, d, m in zip(about, found, mask):
+            film['points'][name] = dict(dice=None if np.isnan(d) else float(d), marked=float(m.mean()))
     return dict(rule=rule, points=list(points), films=about)
 
 def forget_pictures(folder:Path):
     "Remove the pictures of films that an earlier run left, so that none outlives a change of the settings."
-    for name in ('examples.npz', 'figures/films.png', 'figures/cases.png', 'figures/example.png'): (Path(folder)/name).unlink(missing_ok=True)
+    for name in ('examples.npz', 'figures/films.png', 'figures/cases.png', 'figures/example.png'):
+        (Path(folder)/name).unlink(missing_ok=True)
 
 # %% ../nbs/make_report.ipynb #441b2b6a
 @dataclass
@@ -106,8 +111,10 @@ class Run:
     @property
     def no_pictures(self) -> str: # why its films can't be shown; empty where they can
         if not self.metrics['settings'].get('pictures', True): return 'its pictures were left out (pictures: False)'
-        if self.source != 'phantom' and not self.metrics.get('credit'): return 'nobody is named whose films these are, so they are not shown; run it again with credit'
-        if not (self.folder/'examples.npz').is_file() or 'examples' not in self.metrics: return 'it kept no example films; remove its metrics.json and run it again'
+        if self.source != 'phantom' and not self.metrics.get('credit'):
+            return 'nobody is named whose films these are, so they are not shown; run it again with credit'
+        if not (self.folder/'examples.npz').is_file() or 'examples' not in self.metrics:
+            return 'it kept no example films; remove its metrics.json and run it again'
         return ''
 
     def examples(self) -> dict: # {film, counterpart, score, masks, original, truth where known}
@@ -123,7 +130,8 @@ def find_runs(out:Path|str, # folder of all reports
         try: run = Run(file.parent, read_metrics(file.parent))
         except ValueError as e: raise LazysegError(f"{file} is damaged ({e}). Remove it and run `lazyseg report` again.") from e
         if 'epochs' in run.metrics: runs.append(run) # a run that `nbs/boxes.ipynb` measured is a report of its own
-    return sorted(runs, key=lambda r: (order(r.disease.lower(), DISEASES), r.disease, r.size, order(r.method, ('paper', 'cyclegan', 'lazyseg')), r.method))
+    return sorted(runs, key=lambda r: (order(r.disease.lower(), DISEASES), r.disease, r.size,
+                                       order(r.method, ('paper', 'cyclegan', 'lazyseg')), r.method))
 
 def nearest_run(runs:list, disease:str, method:str, size:int) -> Run|None:
     "The run of that size; where there is none, the largest there is."
@@ -153,15 +161,18 @@ def _draw_panel(ax, kind:str, # one of the panels of `FIGURES`
     "One panel of one run, of the film that the run shows."
     film, truth, top = kept['film'][0], kept['truth'][0] if 'truth' in kept else None, float(kept['score'].max())
     if kind == 'score': ax.imshow(kept['score'][0].astype(np.float32), cmap='magma', vmin=0, vmax=top or 1)
-    else: ax.imshow(kept[kind] if kind == 'original' else kept['counterpart'][0] if kind == 'counterpart' else film, cmap='gray', vmin=0, vmax=255)
+    else: ax.imshow(kept[kind] if kind == 'original' else kept['counterpart'][0] if kind == 'counterpart' else film,
+                    cmap='gray', vmin=0, vmax=255)
     if kind == 'mask':
         mask = kept['masks'][run.metrics['examples']['points'].index(_shown_point(run))][0]
         _fill(ax, mask, MARKED), outline(ax, mask, MARKED, 'marked')
     if kind in ('mask', 'truth') and truth is not None:
         if kind == 'truth': _fill(ax, truth, TRUTH)
         outline(ax, truth, TRUTH, 'truth')
-    if kind == 'truth' and truth is None: ax.text(.5, .5, 'nobody\noutlined it', transform=ax.transAxes, ha='center', va='center', color='white')
-    names = dict(original='film', film=f'{run.size} px', counterpart='healthy counterpart', score=f'score, 0 to {top:.2f}', mask='segmentation', truth='truth')
+    if kind == 'truth' and truth is None:
+        ax.text(.5, .5, 'nobody\noutlined it', transform=ax.transAxes, ha='center', va='center', color='white')
+    names = dict(original='film', film=f'{run.size} px', counterpart='healthy counterpart', score=f'score, 0 to {top:.2f}',
+                 mask='segmentation', truth='truth')
     ax.set_title(names[kind], fontsize=8)
 
 # %% ../nbs/make_report.ipynb #f37591fd
@@ -187,17 +198,20 @@ def _describe_run(run:Run, size:int) -> str:
     "Settings and result of one run, for a caption."
     s, about = run.metrics['settings'], run.metrics['examples']['films'][0]
     found, point = about['points'][_shown_point(run)], run.result(_shown_point(run))['about']['operating_point']
-    text = f"**{run.method}**: film {about['name']}, {run.size} px" + (f" (the paper's figure has {size} px; that run is missing)" if run.size != size else '')
+    text = f"**{run.method}**: film {about['name']}, {run.size} px" + (
+        f" (the paper's figure has {size} px; that run is missing)" if run.size != size else '')
     text += f", view {s['view']}, profile {s['profile']}, {run.metrics['epochs']} epochs, seed {s['seed']}; "
     text += point['rule'] if point['high'] else f"threshold {point['threshold']:.3g} ({point['rule']})"
-    return text + (f"; Dice {found['dice']:.2f} on this film" if found['dice'] is not None else '') + f", {100*found['marked']:.1f}% of it marked."
+    return (text + (f"; Dice {found['dice']:.2f} on this film" if found['dice'] is not None else '') +
+            f", {100*found['marked']:.1f}% of it marked.")
 
 def caption_paper(number:int, runs:list, methods=('paper', 'lazyseg')) -> str: # markdown
     "What `figure_paper` shows, and what it could not show."
     disease, size, text, _ = FIGURES[number]
     found = {m: nearest_run(runs, disease, m, size) for m in methods}
     shown = [r for r in found.values() if r and not r.no_pictures]
-    lines = [f"**Figure {number}.** {text[0].upper() + text[1:]}. " + (f"Source: {shown[0].source}. The film is, {shown[0].metrics['examples']['rule']}." if shown else '')]
+    lines = [f"**Figure {number}.** {text[0].upper() + text[1:]}. " + (
+             f"Source: {shown[0].source}. The film is, {shown[0].metrics['examples']['rule']}." if shown else '')]
     lines += [_describe_run(r, size) for r in shown]
     lines += [f"**{m}**: missing, there is no run on {disease}." if r is None else f"**{m}**: no picture of {r.name}: {r.no_pictures}."
               for m, r in found.items() if r is None or r.no_pictures]
@@ -212,11 +226,14 @@ _HONEST = ('dice', 'pixel_ap', 'image_auroc', 'marked_healthy')
 def _table_row(run:Run, kind:str, name:str) -> dict:
     "One line of the table."
     r, printed = run.result(kind), _PRINTED.get((run.disease.lower(), run.size)) if kind == "paper's band" else None
-    cells = dict(disease=run.disease, size=f'{run.size} px', method=name) | {'printed in the paper': '' if printed is None else f'{printed:.2f}',
-             "the paper's accuracy, here": as_text(r.get('paper_accuracy'), 1)}
+    cells = dict(disease=run.disease, size=f'{run.size} px', method=name) | {
+        'printed in the paper': '' if printed is None else f'{printed:.2f}',
+        "the paper's accuracy, here": as_text(r.get('paper_accuracy'), 1)}
     cells |= {COLUMNS[c]: as_text(r.get(c), 3 if c == 'marked_healthy' else 2) for c in _HONEST}
-    return cells | {'test films': f"{r['about']['diseased']} diseased, {r['about']['healthy']} healthy", 'patients': str(r['about']['patients']),
-                    'run': '' if kind == 'empty mask' else f"{run.metrics['settings']['profile']}, {run.metrics['epochs']} epochs, seed {run.metrics['settings']['seed']}"}
+    return cells | {
+        'test films': f"{r['about']['diseased']} diseased, {r['about']['healthy']} healthy", 'patients': str(r['about']['patients']),
+        'run': '' if kind == 'empty mask' else f"{run.metrics['settings']['profile']}, {run.metrics['epochs']} epochs, "
+                                               f"seed {run.metrics['settings']['seed']}"}
 
 # %% ../nbs/make_report.ipynb #f6fd471b
 def paper_table(runs:list, # from `find_runs`
@@ -231,7 +248,8 @@ def paper_table(runs:list, # from `find_runs`
             if run.result(kind): rows.append(_table_row(run, kind, name))
     for disease, method, size in missing_runs(runs, wanted):
         printed = _PRINTED.get((disease.lower(), size)) if method == 'paper' else None
-        rows.append(dict(disease=disease, size=f'{size} px', method=method) | {'printed in the paper': '' if printed is None else f'{printed:.2f}', 'run': 'missing'})
+        rows.append(dict(disease=disease, size=f'{size} px', method=method) |
+                    {'printed in the paper': '' if printed is None else f'{printed:.2f}', 'run': 'missing'})
     return pd.DataFrame(rows).fillna('').set_index(['disease', 'size', 'method']) if rows else pd.DataFrame()
 
 def missing_runs(runs:list, wanted) -> list: # of (disease, method, size)
@@ -245,10 +263,13 @@ def caption_table(runs:list, # from `find_runs`
                  ) -> str: # markdown
     "What `paper_table` shows, and what is missing from it."
     told = lambda name: ', '.join(dict.fromkeys(str(r.metrics['settings'][name]) for r in runs)) or 'none'
-    lines = [f"**Figure 4.** The paper's table. Source: {told('source')}. Films: the test films of each run, counted in its line. View: {told('view')}. Profile: {told('profile')}. Seed: {told('seed')}.",
-             "The accuracy is 100 x (1 - mean squared error), for the empty mask too. Means over diseased test films (image AUROC: all), with 95% intervals over patients."]
+    lines = [f"**Figure 4.** The paper's table. Source: {told('source')}. Films: the test films of each run, counted in its line. "
+             f"View: {told('view')}. Profile: {told('profile')}. Seed: {told('seed')}.",
+             "The accuracy is 100 x (1 - mean squared error), for the empty mask too. "
+             "Means over diseased test films (image AUROC: all), with 95% intervals over patients."]
     missing = ', '.join(f'{d} {m} {s} px' for d, m, s in missing_runs(runs, wanted))
-    return '  \n'.join([*lines, *([f'Missing: {missing}.'] if missing else []), *dict.fromkeys(r.metrics['credit'] for r in runs if r.metrics['credit']), 'Not a medical device.'])
+    return '  \n'.join([*lines, *([f'Missing: {missing}.'] if missing else []),
+                        *dict.fromkeys(r.metrics['credit'] for r in runs if r.metrics['credit']), 'Not a medical device.'])
 
 # %% ../nbs/make_report.ipynb #f7fb78ff
 def how_run(runs:list) -> pd.DataFrame:
@@ -257,9 +278,12 @@ def how_run(runs:list) -> pd.DataFrame:
     for r in runs:
         m = r.metrics
         machine, versions = m.get('machine', {}), m.get('versions', {})
-        rows.append(dict(run=r.name, profile=m['settings']['profile'], epochs=m['epochs'], seed=m['settings']['seed'], minutes=f"{m['seconds']/60:.1f}",
-                         memory=f"{m['peak_memory_gb']:.1f} GB" if 'peak_memory_gb' in m else '', machine=f"{machine.get('device', '')}, {machine.get('threads', '?')} threads",
-                         torch=versions.get('torch', ''), commit=m.get('commit', '')[:10] + (', with changes' if 'changes' in m.get('commit', '') else ''), date=m.get('date', ''),
+        rows.append(dict(run=r.name, profile=m['settings']['profile'], epochs=m['epochs'], seed=m['settings']['seed'],
+                         minutes=f"{m['seconds']/60:.1f}",
+                         memory=f"{m['peak_memory_gb']:.1f} GB" if 'peak_memory_gb' in m else '',
+                         machine=f"{machine.get('device', '')}, {machine.get('threads', '?')} threads", torch=versions.get('torch', ''),
+                         commit=m.get('commit', '')[:10] + (', with changes' if 'changes' in m.get('commit', '') else ''),
+                         date=m.get('date', ''),
                          note='a later run stopped: see train.running.ipynb' if (r.folder/'train.running.ipynb').is_file() else ''))
     return pd.DataFrame(rows).set_index('run') if rows else pd.DataFrame()
 
@@ -290,8 +314,10 @@ def show_figure(number:int, runs:list, # see `figure_paper`
 def write_report(folder:Path, runs:list, wanted, methods=('paper', 'lazyseg')) -> Path:
     "Write `table.csv`, and `report.json` with the captions, the runs and what is missing."
     with whole_file(Path(folder)/'table.csv') as p: paper_table(runs, wanted).to_csv(p)
-    about = dict(runs=[dict(folder=f'{r.folder.parent.name}/{r.folder.name}', **{k: r.metrics.get(k) for k in ('settings', 'epochs', 'commit')}) for r in runs],
-                 missing=[list(m) for m in missing_runs(runs, wanted)], captions={4: caption_table(runs, wanted)} | {n: caption_paper(n, runs, methods) for n in FIGURES},
+    about = dict(runs=[dict(folder=f'{r.folder.parent.name}/{r.folder.name}',
+                            **{k: r.metrics.get(k) for k in ('settings', 'epochs', 'commit')}) for r in runs],
+                 missing=[list(m) for m in missing_runs(runs, wanted)],
+                 captions={4: caption_table(runs, wanted)} | {n: caption_paper(n, runs, methods) for n in FIGURES},
                  note='A research tool. Not a medical device.')
     with whole_file(Path(folder)/'report.json') as p: p.write_text(json.dumps(about, indent=1) + '\n')
     return Path(folder)/'report.json'
@@ -311,7 +337,8 @@ def show_panel(folder:Path, pictures:bool=True):
     display(marks_table(run))
     if yes_or_no('pictures', pictures) and (folder/'figures'/'confusion.png').is_file(): display(Image(folder/'figures'/'confusion.png'))
     s, test = run['settings'], sum(r['test'] for r in run['films'])
-    display(Markdown(f"Each row of the picture: on which disease the marks of one model lie. {run['credit']} {s['size']} px, profile {s['profile']}, seed {s['seed']}; "
+    display(Markdown(f"Each row of the picture: on which disease the marks of one model lie. {run['credit']} {s['size']} px, "
+                     f"profile {s['profile']}, seed {s['seed']}; "
                      f"{test} test films, each of its own patient; {run['interval']}."))
 
 # %% ../nbs/make_report.ipynb #c48ca642
@@ -344,11 +371,12 @@ def run_all(plan:list, # from `plan_runs`
     return failed
 
 # %% ../nbs/make_report.ipynb #51b2ec8d
-def _run_report(source:str='phantom', out:str='reports', diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(64, 128), pictures:bool=True,
-                progress:bool=False) -> Path: # the executed notebook
+def _run_report(source:str='phantom', out:str='reports', diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(64, 128),
+                pictures:bool=True, progress:bool=False) -> Path: # the executed notebook
     "Run `nbs/report.ipynb` over what the runs left. Needs papermill and a checkout."
     notebook, folder = find_notebook('report.ipynb'), project_root()/Path(out).expanduser()/source
-    given = dict(source=source, out=str(out), pictures=pictures, **{k: ' '.join(map(str, v)) for k, v in dict(diseases=diseases, methods=methods, sizes=sizes).items()})
+    given = dict(source=source, out=str(out), pictures=pictures,
+                 **{k: ' '.join(map(str, v)) for k, v in dict(diseases=diseases, methods=methods, sizes=sizes).items()})
     folder.mkdir(parents=True, exist_ok=True)
     running = folder/'report.running.ipynb'
     run_notebook(notebook, running, given, progress)
@@ -360,6 +388,8 @@ def make_report(diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(), progr
     "All runs, and then the report over what they left. `parameters` are those of `nbs/train.ipynb`."
     plan = plan_runs(diseases, methods, sizes, **parameters)
     failed = run_all(plan, progress, **parameters)
-    try: _run_report(plan[0].source, plan[0].out, list(dict.fromkeys(diseases)), list(dict.fromkeys(methods)), sorted({s.size for s in plan}), plan[0].pictures, progress)
+    try:
+        _run_report(plan[0].source, plan[0].out, list(dict.fromkeys(diseases)), list(dict.fromkeys(methods)),
+                    sorted({s.size for s in plan}), plan[0].pictures, progress)
     except Exception as e: failed['the report itself'] = str(e) or type(e).__name__
     return failed

@@ -196,10 +196,6 @@ class Translator(nn.Module):
         self.averaged = copy.deepcopy(self.there.generator).requires_grad_(False) if m.average else None
         self.progress = 0. # of the training, 0..1: `BothDomains` keeps it
 
-    @property
-    def generator(self) -> Generator: # what is kept and used after training
-        return self.averaged if self.m.average else self.there.generator
-
     def forward(self, healthy:Tensor, sick:Tensor) -> dict[str, Tensor]:
         m, cost = self.m, {}
         healthy, sick = shrink(healthy, m.height), shrink(sick, m.height)
@@ -214,6 +210,12 @@ class Translator(nn.Module):
                        catch=1., fool_back=m.adversarial, catch_back=1., identity_back=m.identity)
         cost['loss'] = sum(weights[k] * v for k, v in cost.items())
         return cost
+
+# %% ../nbs/03_training.ipynb #18f52191
+@patch(as_prop=True)
+def generator(self:Translator) -> Generator:
+    "What is kept and used after training: the moving average, where there is one."
+    return self.averaged if self.m.average else self.there.generator
 
 # %% ../nbs/03_training.ipynb #875ad20b
 @patch
@@ -300,7 +302,8 @@ class Pace(Callback):
         self.first = first
         if now - self.said < 60: return
         self.said, spent = now, (now - self.started) / 60
-        print(f'epoch {done} of {self.n_epoch}: {spent:.0f} minutes, about {spent / (done - first) * (self.n_epoch - done):.0f} more', flush=True)
+        print(f'epoch {done} of {self.n_epoch}: {spent:.0f} minutes, '
+              f'about {spent / (done - first) * (self.n_epoch - done):.0f} more', flush=True)
 
 # %% ../nbs/03_training.ipynb #cfa9f939
 class Watch(Callback):
@@ -320,15 +323,18 @@ class Watch(Callback):
     @torch.no_grad()
     def compare(self):
         model, sick = get_model(self.learn.model), self.learn.xb[1]
-        generator, training, when = model.generator, model.generator.training, f"After epoch {self.epoch + 1} of {self.n_epoch} the generator"
+        generator, training, when = (model.generator, model.generator.training,
+                                     f"After epoch {self.epoch + 1} of {self.n_epoch} the generator")
         made = generator.eval()(sick).film
         generator.train(training)
         changed, spread = float(visible(made - sick, METHODS['lazyseg'].faint)), lambda films: float(films.std(0).mean())
         if changed < self.least: raise LazysegError(
-            f"{when} changes nothing: {100*changed:.2g}% of the pixels of diseased films. The discriminator has found nothing that sets them apart. Try more films, "
-            "more epochs, a lower price of change (area, identity), another seed, or a height that shows the discriminator more of the film at once.")
+            f"{when} changes nothing: {100*changed:.2g}% of the pixels of diseased films. The discriminator has found nothing "
+            "that sets them apart. Try more films, more epochs, a lower price of change (area, identity), another seed, "
+            "or a height that shows the discriminator more of the film at once.")
         if len(sick) > 1 and spread(made) < .02 * spread(sick): raise LazysegError(
-            f"{when} makes the same film of every film. Try a lower learning rate (lr), a price for changing healthy films (identity), or another seed.")
+            f"{when} makes the same film of every film. "
+            "Try a lower learning rate (lr), a price for changing healthy films (identity), or another seed.")
 
 # %% ../nbs/03_training.ipynb #aa884799
 def schedule(m:Method) -> ParamScheduler:
@@ -351,7 +357,8 @@ def get_learner(dls:DataLoaders, # of (healthy, diseased), see `unpaired_loaders
     set_seed(seed, reproducible=True)
     adam = partial(OptimWrapper, opt=torch.optim.Adam, betas=(.5, .999), foreach=True)
     return Learner(dls, Translator(m), loss_func=total, opt_func=adam, splitter=two_groups, lr=m.lr,
-                   cbs=[BothDomains(), NoValidation(), MovingAverage(), Costs(), Watch(), Pace(), *device_profile(device).callbacks(), *cbs], **kwargs)
+                   cbs=[BothDomains(), NoValidation(), MovingAverage(), Costs(), Watch(), Pace(),
+                        *device_profile(device).callbacks(), *cbs], **kwargs)
 
 # %% ../nbs/03_training.ipynb #10b0b907
 def same_choices(kept:str, asked:str) -> bool: # both JSON
@@ -361,7 +368,9 @@ def same_choices(kept:str, asked:str) -> bool: # both JSON
 def read_state(file:Path) -> dict:
     "What a stopped training left. Holds numbers and words; no code from the file is run."
     try: return torch.load(file, map_location='cpu', weights_only=True)
-    except Exception as e: raise LazysegError(f"{file} can't be read ({type(e).__name__}): it was cut off or changed. Delete it, and that training begins anew.") from e
+    except Exception as e:
+        raise LazysegError(f"{file} can't be read ({type(e).__name__}): it was cut off or changed. "
+                           "Delete it, and that training begins anew.") from e
 
 def save_state(path:Path, # the file
                state:dict, # what torch can save
@@ -381,11 +390,14 @@ class Checkpoint(Callback):
     order = 70 # after everything that changes the state
     def __init__(self, path:Path|str, # the checkpoint's file
                  run:dict|None=None, # what else tells this training from others: seed, epochs, films
-                ): self.path, self.about, self.earlier = Path(path), run or {}, 0. # seconds that earlier calls trained; fastai skips callbacks whose `run` is empty
+                ):
+        # seconds that earlier calls trained; fastai skips callbacks whose `run` is empty
+        self.path, self.about, self.earlier = Path(path), run or {}, 0.
 
     def state(self) -> dict:
         return dict(model=get_model(self.learn.model).state_dict(), optimiser=self.learn.opt.state_dict(), epoch=self.learn.epoch + 1,
-                    choices=self.choices(), costs=self.learn.costs.epochs, chance=torch.get_rng_state(), seconds=self.earlier + time.perf_counter() - self.started)
+                    choices=self.choices(), costs=self.learn.costs.epochs, chance=torch.get_rng_state(),
+                    seconds=self.earlier + time.perf_counter() - self.started)
 
     def before_fit(self): self.started = time.perf_counter()
 
