@@ -38,3 +38,13 @@ def test_every_public_name_is_at_work_in_its_notebook(book):
     idle = [name for name, (node, _) in definitions(book).items() if isinstance(node, (ast.FunctionDef, ast.ClassDef))
             and name[0] != "_" and not is_property(node) and name not in shown]
     assert not idle, f"no cell beside them: {', '.join(idle)}. Show each at work in a cell with a test, or make it private."
+
+
+@pytest.mark.parametrize("book", CHAPTERS)
+def test_exported_code_fits_a_screen(book):
+    "Nothing runs out of sight, to the right or below. A table of choices with a comment a line, `Method`, may be a little longer."
+    for cell in filter(is_exported, BOOKS[book]):
+        lines = cell.rstrip().splitlines()
+        wide = [line for line in lines if len(line) > 140]
+        assert not wide, f"longer than 140 characters: {wide[0]}"
+        assert len(lines) <= (35 if "class Method:" in cell else 31), f"{len(lines)} lines: {lines[1]}"
