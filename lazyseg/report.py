@@ -231,7 +231,7 @@ def _table_row(run:Run, kind:str, name:str) -> dict:
         "the paper's accuracy, here": as_text(r.get('paper_accuracy'), 1)}
     cells |= {COLUMNS[c]: as_text(r.get(c), 3 if c == 'marked_healthy' else 2) for c in _HONEST}
     return cells | {
-        'test films': f"{r['about']['diseased']} diseased, {r['about']['healthy']} healthy", 'patients': str(r['about']['patients']),
+        'test films, ill + well': f"{r['about']['diseased']} + {r['about']['healthy']}", 'patients': str(r['about']['patients']),
         'run': '' if kind == 'empty mask' else f"{run.metrics['settings']['profile']}, {run.metrics['epochs']} epochs, "
                                                f"seed {run.metrics['settings']['seed']}"}
 
