@@ -152,21 +152,19 @@ def ablate(diseases=('pneumonia',), # of the phantom
            out:str='reports/ablation', # from the project's root
           ) -> pd.DataFrame: # see `ablation_runs`
     "Run `nbs/ablate.ipynb` with papermill for every combination, and write the table to `out`/table.csv."
-    import papermill # an extra: the library runs without it
-    root = project_root()
+    from lazyseg.cli import find_notebook, run_notebook # here: the command line is built on all the rest
     for disease in diseases:
         for seed in seeds:
             for variant in variants:
                 folder = run_folder(disease, variant, seed, epochs, out)
                 if (folder/'metrics.json').is_file(): continue
                 folder.mkdir(parents=True, exist_ok=True)
-                papermill.execute_notebook(str(root/'nbs'/'ablate.ipynb'), str(folder/'ablate.ipynb'), cwd=str(root), kernel_name='python3',
-                    parameters=dict(disease=disease, variant=variant, seed=seed, profile=profile, epochs=epochs, out=out),
-                    progress_bar=False)
+                run_notebook(find_notebook('ablate.ipynb'), folder/'ablate.ipynb', progress=False,
+                             parameters=dict(disease=disease, variant=variant, seed=seed, profile=profile, epochs=epochs, out=out))
                 forget_place(folder/'ablate.ipynb')
                 print(f'{disease}, {variant}, seed {seed}: done', flush=True)
     runs = ablation_runs(out)
-    runs.to_csv(root/out/'table.csv', index=False, float_format='%.4f')
+    runs.to_csv(project_root()/out/'table.csv', index=False, float_format='%.4f')
     return runs
 
 # %% ../nbs/03a_ablation.ipynb #0b8eb828
