@@ -149,7 +149,9 @@ def _open_films(source:Source, size:int, most:int) -> tuple: # (what `_look_at_f
     return files, get_films(sample, size)
 
 # %% ../nbs/01a_audit.ipynb #3366b769
-def audit(source:Source, size:int=64, most:int=2000,
+def audit(source:Source, # from `get_source`
+          size:int=64, # height in pixels at which the films are compared, a multiple of 8
+          most:int=2000, # films opened, evenly spread over the table
           draw:bool=True, # draw the page
          ) -> dict: # counts, labels, files, shortcuts (AUROC), pairs, faults
     "One page on a set of films: what is in it, and what gives the class away."
@@ -167,7 +169,10 @@ def audit(source:Source, size:int=64, most:int=2000,
 # %% ../nbs/01a_audit.ipynb #9960e9b0
 _COLOURS = ('#56B4E9','#E69F00') # healthy, diseased
 
-def draw_audit(source:Source, looked_at:pd.DataFrame, found:dict):
+def draw_audit(source:Source, # from `get_source`
+               looked_at:pd.DataFrame, # the table of the films that could be read, with `diseased`
+               found:dict, # from `audit`
+              ):
     "The page."
     fig, axes = plt.subplots(2, 2, figsize=(8.5, 6))
     found['counts'].reindex(index=['train','valid','test'], columns=['healthy','diseased'], fill_value=0).plot.bar(

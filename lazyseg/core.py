@@ -107,7 +107,8 @@ def forget_place(notebook:Path|str, # one that papermill has run
                      encoding='utf-8')
 
 # %% ../nbs/core.ipynb #7b4695d6
-def fewer_colours(png:bytes) -> bytes:
+def fewer_colours(png:bytes, # what a PNG file holds
+                 ) -> bytes: # the same picture as a PNG file, never larger
     "A PNG picture with 256 colours; one that is transparent in places, or would not be smaller, stays as it is."
     from PIL import Image # here, since a command that only prints its help need not wait for it
     picture = Image.open(io.BytesIO(png))
@@ -128,7 +129,10 @@ def smaller_pictures(notebook:Path|str, # one that was executed
     with whole_file(notebook) as p: p.write_text(json.dumps(book, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/core.ipynb #2dd5e6b4
-def in_lines(items, total:int=None, text:str='', every:float=20., # seconds between two lines
+def in_lines(items, # what to go through
+             total:int=None, # how many, where `items` cannot say
+             text:str='', # what each line begins with; 'working' where empty
+             every:float=20., # seconds between two lines
             ):
     "Go through `items` and say how far it is, a line at a time: for a notebook that papermill runs, whose bars nobody sees."
     total, said = total or (len(items) if hasattr(items, '__len__') else None), time.monotonic()

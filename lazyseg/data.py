@@ -104,8 +104,10 @@ def __getitem__(self:Films,
         for array in self.parts().values(): _let_go(array)
     return chosen
 
+# %% ../nbs/01_data.ipynb #46f9f7f1
 @patch
-def split(self:Films, name:str) -> Films:
+def split(self:Films, name:str, # 'train', 'valid' or 'test'
+         ) -> Films:
     "The films of one part: 'train', 'valid' or 'test'."
     return self[(self.table.split == one_of('split', name, ('train','valid','test'))).to_numpy()]
 
@@ -120,7 +122,9 @@ def diseased(self:Films):
     return self[self.table.diseased.to_numpy(bool)]
 
 # %% ../nbs/01_data.ipynb #fee0732a
-def brief(text, most:int=100) -> str:
+def brief(text, # what the user gave, of any kind
+          most:int=100, # characters that are shown of it
+         ) -> str:
     "What a user gave, quoted, and cut where it would fill the screen."
     text = repr(text)
     return text if len(text) <= most else f'{text[:most]} ...'
@@ -164,13 +168,17 @@ def choose_domains(table:pd.DataFrame, # with a column `labels`
     return table.assign(diseased=sick)[sick | well].reset_index(drop=True)
 
 # %% ../nbs/01_data.ipynb #980d20b5
-def patient_hash(patient:str, seed:int=0) -> int:
+def patient_hash(patient:str, # what the table calls the patient
+                 seed:int=0, # seed of every draw
+                ) -> int: # 0..2**64 - 1
     "A number that stays the same for a patient and a seed, on every machine."
     return int.from_bytes(hashlib.blake2b(f'{seed}/{patient}'.encode(), digest_size=8).digest(), 'big')
 
+# %% ../nbs/01_data.ipynb #9420acb6
 def split_patients(table:pd.DataFrame, # with `patient`; stratified by `diseased` and `labels` where these are there
-                   valid:float=.2, test:float=.2, # shares of the patients
-                   seed:int=0,
+                   valid:float=.2, # share of the films for validation, dealt by whole patients
+                   test:float=.2, # share of the films for testing, dealt by whole patients
+                   seed:int=0, # seed of every draw
                   ) -> pd.Series: # 'train', 'valid' or 'test', row by row
     "Split by patient: the same patients and seed give the same split, in whatever order the rows come."
     if not (0 <= valid and 0 <= test and valid + test < 1):
@@ -225,9 +233,12 @@ def official_split(table:pd.DataFrame, # with `split` and `patient`
     return split
 
 # %% ../nbs/01_data.ipynb #a88735f4
-def set_split(table:pd.DataFrame,
+def set_split(table:pd.DataFrame, # with `patient`, and with `split` where the set has its own
               split:str='auto', # 'auto': the table's own where it is clean, else by patient; 'official'; 'patients'
-              valid:float=.2, test:float=.2, seed:int=0, # for the split by patient
+              # share of the films for validation; of the training films where the table's own split has no such part
+              valid:float=.2,
+              test:float=.2, # share of the films for testing, in a split by patient
+              seed:int=0, # seed of every draw
              ) -> pd.DataFrame: # with `split`
     """Give every film a part, no patient in two of them.
     A clean official split without a validation part gives up some of its training patients."""
@@ -246,7 +257,10 @@ def set_split(table:pd.DataFrame,
     return table.assign(split=own)
 
 # %% ../nbs/01_data.ipynb #2b99c403
-def run_mask(runs:list, height:int, width:int) -> np.ndarray: # (height, width) bool
+def run_mask(runs:list, # [start, length, start, length ...] in pixels, counted down the columns from 0
+             height:int, # of the film, in pixels
+             width:int, # of the film, in pixels
+            ) -> np.ndarray: # (height, width) bool
     "Runs of pixels, counted down the columns, as a mask."
     flat = np.zeros(height*width, bool)
     for start, length in np.reshape(runs, (-1, 2)):
@@ -276,7 +290,8 @@ def _draw_shape(shape:dict, height:int, width:int) -> np.ndarray: # (height, wid
 
 # %% ../nbs/01_data.ipynb #e15cda69
 def draw_shapes(shapes:str|list, # JSON, or the list itself
-                height:int, width:int, # of the film
+                height:int, # of the film, in pixels
+                width:int, # of the film, in pixels
                ) -> np.ndarray: # (height, width) bool
     "The union of boxes, polygons and runs as a mask."
     mask = np.zeros((height, width), bool)
@@ -334,7 +349,8 @@ def read_text(path:str|Path, # a table or a JSON file, plain, .gz or .zip (as Ka
     except Exception as e: raise LazysegError(f"{path} can't be read: {str(e)[:200] or type(e).__name__}.") from e
 
 # %% ../nbs/01_data.ipynb #9f5887cd
-def read_csv(path:str|Path) -> pd.DataFrame: # all text: '007' stays '007', 'NA' stays 'NA'
+def read_csv(path:str|Path, # a CSV file, as for `read_text`
+            ) -> pd.DataFrame: # all text: '007' stays '007', 'NA' stays 'NA'
     "A table with a line of names; commas, semicolons or tabs between the columns."
     text = read_text(path)
     names = text.partition('\n')[0]
@@ -360,32 +376,42 @@ def _boxes(csv, film, label, columns, size=None, corners=False):
                None if math.isnan(box[0]) else dict(box=box, size=size))
 
 # %% ../nbs/01_data.ipynb #44c6f23e
-def nih_boxes(path, finding): # NIH's BBox_List_2017.csv; its 'Infiltrate' is the label 'Infiltration'
+def nih_boxes(path, # NIH's BBox_List_2017.csv; its 'Infiltrate' is the label 'Infiltration'
+              finding, # whose boxes are wanted
+             ): # {film: (labels, boxes of the finding)}
     "The boxes that NIH ChestX-ray14 comes with."
     csv = read_csv(path)
     return _gather(_boxes(csv, 'Image Index', lambda r: r['Finding Label'].replace('Infiltrate', 'Infiltration'),
                           csv.columns[2:6], [1024, 1024]), finding)
 
-def rsna_boxes(path, finding='Pneumonia'): # RSNA's stage_2_train_labels.csv, with stage_2_detailed_class_info.csv beside it where there
+def rsna_boxes(path, # RSNA's stage_2_train_labels.csv, with stage_2_detailed_class_info.csv beside it where there
+               finding='Pneumonia', # whose boxes are wanted; there are none of any other
+              ): # {film: (labels, boxes of the finding)}
     "The boxes of the RSNA Pneumonia Challenge."
     csv, detail = read_csv(path), Path(path).with_name('stage_2_detailed_class_info.csv')
     kind = dict(read_csv(detail)[['patientId','class']].to_numpy()) if detail.is_file() else {}
     name = lambda r: 'Pneumonia' if r['Target'] == '1' else 'No Finding' if kind.get(r['patientId']) == 'Normal' else 'No Pneumonia'
     return _gather(_boxes(csv, 'patientId', name, ['x','y','width','height'], [1024, 1024]), finding)
 
-def vindr_boxes(path, finding): # VinDr-CXR's annotations_train.csv or Kaggle's train.csv: corners in the file's own pixels, three readers
+def vindr_boxes(path, # VinDr-CXR's annotations_train.csv or Kaggle's train.csv: corners in the file's own pixels, three readers
+                finding, # whose boxes are wanted
+               ): # {film: (labels, boxes of the finding)}
     "The boxes of VinDr-CXR."
     name = lambda r: 'No Finding' if r['class_name'].lower() == 'no finding' else r['class_name']
     return _gather(_boxes(read_csv(path), 'image_id', name, ['x_min','y_min','x_max','y_max'], corners=True), finding)
 
 # %% ../nbs/01_data.ipynb #2f33527a
-def chestxdet_polygons(path, finding): # ChestX-Det_train.json: polygons in 1024 x 1024
+def chestxdet_polygons(path, # ChestX-Det_train.json: polygons in 1024 x 1024
+                       finding, # whose outlines are wanted
+                      ): # {film: (labels, polygons of the finding)}
     "The outlines of ChestX-Det."
     rows = [(Path(o['file_name']).stem, *pair) for o in json.loads(read_text(path))
             for pair in ([(s, dict(polygon=p, size=[1024, 1024])) for s, p in zip(o['syms'], o['polygons'])] or [('No Finding', None)])]
     return _gather(rows, finding)
 
-def chexlocalize_runs(path, finding): # gt_segmentations_val.json: every film lists every finding, most with an empty mask
+def chexlocalize_runs(path, # gt_segmentations_val.json: every film lists every finding, most with an empty mask
+                      finding, # whose outlines are wanted
+                     ): # {film: (labels, runs of the finding)}
     "The outlines of CheXlocalize."
     rows = []
     for film, findings in json.loads(read_text(path)).items():
@@ -393,7 +419,10 @@ def chexlocalize_runs(path, finding): # gt_segmentations_val.json: every film li
         rows += [(film, *o) for o in found or [('No Finding', None)]]
     return _gather(rows, finding)
 
-def siim_masks(path, finding='Pneumothorax'): # SIIM-ACR's train-rle.csv: ImageId, EncodedPixels; -1 is none
+# %% ../nbs/01_data.ipynb #cce39c73
+def siim_masks(path, # SIIM-ACR's train-rle.csv: ImageId, EncodedPixels; -1 is none
+               finding='Pneumothorax', # whose masks are wanted; there are none of any other
+              ): # {film: (labels, runs of the finding)}
     "The masks of SIIM-ACR Pneumothorax."
     csv = read_csv(path).rename(columns=str.strip)
     rows = [(i, 'No Finding' if r.strip() in ('-1','') else 'Pneumothorax',
@@ -406,7 +435,9 @@ TRUTHS = dict(nih=nih_boxes, rsna=rsna_boxes, vindr=vindr_boxes,
 
 # %% ../nbs/01_data.ipynb #0943670f
 def read_truth(kind:str, # one of TRUTHS
-               path:str|Path, finding:str) -> dict: # {film: (labels, shapes of the finding)}
+               path:str|Path, # the truth file
+               finding:str, # whose shapes are wanted
+              ) -> dict: # {film: (labels, shapes of the finding)}
     "A truth file as published; what is not one is named."
     try: known = TRUTHS[kind](path, finding)
     except LazysegError: raise
@@ -415,7 +446,8 @@ def read_truth(kind:str, # one of TRUTHS
     return known
 
 # %% ../nbs/01_data.ipynb #59f974b8
-def film_key(path:str) -> str:
+def film_key(path:str, # where the film lies, absolute or not
+            ) -> str:
     "What a film is called in a truth file: its name without the ending; for CheXpert its last three folders too."
     parts = Path(path).with_suffix('').parts
     return '_'.join(parts[-3:]) if len(parts) > 2 and parts[-3].startswith('patient') else parts[-1]
@@ -458,7 +490,7 @@ COLUMNS = dict(
     truth=('truth','mask_path','mask'), lungs=('lungs','lung_mask_path','lung_mask'),
     split=('split','set'), view=('view','view position'), age=('age','patient age'), sex=('sex','patient gender'))
 
-def name_columns(table:pd.DataFrame,
+def name_columns(table:pd.DataFrame, # a film a row, under its own column names
                  columns:dict=None, # {'path': 'my_column', ...} where the names are not recognised
                 ) -> pd.DataFrame: # with the house's column names
     "Rename the columns that are known under other names; `path` and `labels` must be there."
@@ -482,7 +514,7 @@ def name_columns(table:pd.DataFrame,
 _PLAIN = (ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.Compare, ast.cmpop,
           ast.Name, ast.Constant, ast.List, ast.Tuple, ast.Load)
 
-def pick_rows(table:pd.DataFrame,
+def pick_rows(table:pd.DataFrame, # a film a row
               where:str, # "view == 'PA' and split != 'test'", "dataset in ('a', 'b')", "`Patient Gender` == 'F'"
              ) -> pd.DataFrame:
     """The rows that a condition keeps. It compares columns with values and does nothing else:
@@ -501,16 +533,22 @@ def pick_rows(table:pd.DataFrame,
     return kept
 
 # %% ../nbs/01_data.ipynb #da8b3646
-def years(age) -> float: # NaN where unknown
-    "An age as written in label tables: '57', '057Y', '011M', '003D'."
-    found = re.fullmatch(r'0*(\d+)\s*([YMD]?)', str(age).strip().upper())
+def years(age, # a number, or text: years, or months or days with M or D after it
+         ) -> float: # NaN where unknown
+    "An age as written in label tables: '57', '57.0', '057Y', '011M', '003D'."
+    found = re.fullmatch(r'(\d+(?:\.\d*)?)\s*([YMD]?)', str(age).strip().upper())
     return float(found[1])/dict(Y=1, M=12, D=365).get(found[2] or 'Y') if found else math.nan
 
 # %% ../nbs/01_data.ipynb #a745a3a4
 def finish_table(table:pd.DataFrame, # path and labels at least
-                 disease:str='pneumonia', healthy:str='No Finding', diseased:str=None, # queries; `diseased` is the disease unless given
+                 disease:str='pneumonia', # what makes a film diseased, where `diseased` does not say it
+                 healthy:str='No Finding', # query for the healthy films: see `query_labels`
+                 diseased:str=None, # query for the diseased films; the disease when None
                  where:str=None, # a condition that picks rows: see `pick_rows`
-                 split:str='auto', valid:float=.2, test:float=.2, seed:int=0, # see `set_split`
+                 split:str='auto', # 'auto', 'official' or 'patients': see `set_split`
+                 valid:float=.2, # share of the films for validation: see `set_split`
+                 test:float=.2, # share of the films for testing, in a split by patient
+                 seed:int=0, # seed of every draw
                  columns:dict=None, # names of columns that are not recognised
                  truth:tuple=None, # (kind, file): see `add_truth`
                 ) -> pd.DataFrame: # a source's table
@@ -529,7 +567,8 @@ def finish_table(table:pd.DataFrame, # path and labels at least
     return set_split(table.assign(has_truth=known | ~table.diseased), split, valid, test, seed)
 
 # %% ../nbs/01_data.ipynb #69ff3643
-def check_patients(table:pd.DataFrame) -> pd.DataFrame:
+def check_patients(table:pd.DataFrame, # with `path`, and `patient` where known
+                  ) -> pd.DataFrame: # with `patient` as text; the path where the table has none
     "Every film has a path of its own and a patient."
     if not len(table): raise LazysegError("The table has no rows.")
     for name in ('path', *(['patient'] if 'patient' in table else [])):
@@ -572,14 +611,20 @@ def _stored_shape(path:Path, film:np.ndarray) -> tuple: # (height, width)
     return int(header.Rows), int(header.Columns)
 
 # %% ../nbs/01_data.ipynb #12aee5f9
-def make_source(name:str, table:pd.DataFrame, root:Path, credit:str='', **how) -> Source:
+def make_source(name:str, # what it is called in reports and cache folders
+                table:pd.DataFrame, # a film a row: path and labels at least
+                root:Path, # the folder that the table's paths start from
+                credit:str='', # whom to name wherever a picture or a number from these films is shown
+                **how, # as for `finish_table`
+               ) -> Source:
     "A source of films that lie under one folder."
     return Source(name, finish_table(table, **how), credit=credit, load=partial(load_row, root=Path(root)), root=Path(root))
 
 # %% ../nbs/01_data.ipynb #38b43b8e
 def table_source(data, # a CSV file or a DataFrame
                  root:str|Path=None, # folder that paths start from: the CSV's own, or the working directory
-                 name:str='table', credit:str='', # see Source
+                 name:str='table', # what it is called in reports and cache folders
+                 credit:str='', # whom to name wherever a picture or a number from these films is shown
                  **how, # as for `finish_table`
                 ) -> Source:
     "Films listed in a table of your own."
@@ -590,7 +635,11 @@ def table_source(data, # a CSV file or a DataFrame
 
 # %% ../nbs/01_data.ipynb #aa361f18
 def folder_source(data, # a folder that holds healthy/ and diseased/, and lungs/ and truth/ where masks are known
-                  disease:str='pneumonia', name:str='folder', credit:str='', **how) -> Source:
+                  disease:str='pneumonia', # what makes a film diseased: the label of those in diseased/
+                  name:str='folder', # what it is called in reports and cache folders
+                  credit:str='', # whom to name wherever a picture or a number from these films is shown
+                  **how, # as for `finish_table`
+                 ) -> Source:
     "Films of your own in two folders. A film is one patient unless its name starts with `patient__`."
     data, rows, masked = Path(data or 'films'), [], []
     for kind, label in (('healthy','No Finding'), ('diseased',disease)):
@@ -614,7 +663,8 @@ def _find_folder(data:str|Path, inside:str, what:str) -> Path:
     raise LazysegError(f"{data} does not hold {what}: no {inside} in it or three levels below. "
                        "data/README.md shows where each file belongs.")
 
-def kermany_patient(name:str) -> str:
+def kermany_patient(name:str, # of the film's file, without its ending
+                   ) -> str: # the patient, or the name where it tells of none
     "'person1_bacteria_2' -> 'person1'; 'NORMAL2-IM-1427-0001' and 'IM-1427-0001-0002' -> 'IM-1427'."
     found = re.match(r'(?:NORMAL2-)?(IM-\d+|person\d+)', name)
     return found[1] if found else name
@@ -623,7 +673,9 @@ def kermany_patient(name:str) -> str:
 KERMANY_CREDIT = "Films: Kermany, Zhang, Goldbaum 2018, doi:10.17632/rscbjbr9sj.2, CC BY 4.0"
 
 def pneumonia_source(data=None, # the unpacked archive; fetched through kagglehub when None
-                     credit:str=KERMANY_CREDIT, **how) -> Source:
+                     credit:str=KERMANY_CREDIT, # whom to name wherever a picture or a number from these films is shown
+                     **how, # as for `finish_table`
+                    ) -> Source:
     "Kaggle's Chest X-Ray Images (Pneumonia): folders NORMAL and PNEUMONIA in each of train, val and test."
     root, rows = _find_folder(data or download('pneumonia'), 'train/NORMAL', "Kaggle's Chest X-Ray Images (Pneumonia)"), []
     for part in ('train','val','test'):
@@ -639,7 +691,7 @@ def pneumonia_source(data=None, # the unpacked archive; fetched through kagglehu
 NIH_CREDIT = "Films: NIH Clinical Center, ChestX-ray14, Wang et al., CVPR 2017, https://nihcc.app.box.com/v/ChestXray-NIHCC"
 
 def nih_table(csv:str|Path, # sample_labels.csv, Data_Entry_2017.csv or Data_Entry_2017_v2020.csv, packed or not
-             ) -> pd.DataFrame: # path (the file name), labels, patient, age, sex, view, and `official` where the lists lie beside it
+             ) -> pd.DataFrame: # path (the file name), labels, patient, age, sex, view, and `split` where the official lists lie beside it
     "NIH's label table under the house's names."
     table = name_columns(read_csv(csv))
     if 'patient' not in table: raise LazysegError(f"{csv} has no Patient ID: is it NIH's label table?")
@@ -653,8 +705,10 @@ def nih_table(csv:str|Path, # sample_labels.csv, Data_Entry_2017.csv or Data_Ent
 # %% ../nbs/01_data.ipynb #b2917c03
 def nih_source(data=None, # folder of the films, with the label table in it; fetched through kagglehub when None
                labels:str|Path=None, # the label table, where it lies elsewhere
-               credit:str=NIH_CREDIT, missing:str='skip', # films of the table that are not there: 'skip', said aloud, or 'stop'
-               **how) -> Source:
+               credit:str=NIH_CREDIT, # whom to name wherever a picture or a number from these films is shown
+               missing:str='skip', # films of the table that are not there: 'skip', said aloud, or 'stop'
+               **how, # as for `finish_table`
+              ) -> Source:
     "NIH ChestX-ray14: the full set, Kaggle's sample, or whatever part of it you have."
     data = Path(data or download('nih'))
     found = [Path(labels)] if labels else [p for o in ('sample_labels.csv*','Data_Entry_2017*.csv*') for level in ('','*/','*/*/')
@@ -685,9 +739,14 @@ OUTLINED = dict( # source -> (files that may hold the truth, disease it is known
     chestxdet=(('ChestX*Det*train*.json*','ChestX*Det*.json*'), None, "ChestX-Det, Lian et al. 2021; films NIH Clinical Center"),
     chexlocalize=(('gt_segmentations_*.json',), None, "CheXlocalize, Saporta et al. 2022; films CheXpert, Stanford AIMI"))
 
+# %% ../nbs/01_data.ipynb #6696e82e
 def outlined_source(kind:str, # one of OUTLINED
                     data, # folder that holds the films, and the truth file unless `labels` says where it is
-                    disease:str='pneumonia', labels:str|Path=None, credit:str=None, **how) -> Source:
+                    disease:str='pneumonia', # what makes a film diseased, and whose shapes are wanted
+                    labels:str|Path=None, # the truth file, where it lies elsewhere
+                    credit:str=None, # whom to name wherever a picture or a number from these films is shown; that of OUTLINED when None
+                    **how, # as for `finish_table`
+                   ) -> Source:
     "Films whose truth file names them: findings, patients where known, and shapes of the disease asked for."
     patterns, only, line = OUTLINED[kind]
     if data is None: raise LazysegError(f"Source {kind!r} needs data=: the folder of its films. data/README.md says where to get them.")
@@ -768,7 +827,12 @@ def _cache_key(source:Source, height:int, width:int, how:dict) -> str:
 # %% ../nbs/01_data.ipynb #3aa6270a
 class FilmStore:
     "One cache on disk: a file a part, a byte a row that says whether it is there (0: not yet, 1: yes, 2: can't be read), and the reasons."
-    def __init__(self, folder:Path, n:int, height:int, width:int, parts):
+    def __init__(self, folder:Path, # where the files lie, which has to be there
+                 n:int, # films
+                 height:int, # of each film, in pixels
+                 width:int, # of each film, in pixels
+                 parts, # their names: 'film', and 'truth' and 'lungs' where known
+                ):
         self.folder, self.faults = folder, folder/'faults.jsonl'
         need, free = n*height*width*len(parts), shutil.disk_usage(folder).free
         gone = [o for o in parts if not (folder/f'{o}.building.npy').is_file()]
@@ -778,19 +842,25 @@ class FilmStore:
         self.arrays, self.state = {o: self._open(o, (n, height, width)) for o in parts}, self._open('state', (n,))
         if gone: self.state[:] = 0 # new, or killed while the files were given their names: what `state` says is not to be relied on
 
-    def _open(self, name, shape):
-        path = self.folder/f'{name}.building.npy'
-        if not path.is_file():
-            with whole_file(path) as temporary: np.lib.format.open_memmap(temporary, 'w+', np.uint8, shape).flush()
-        return np.lib.format.open_memmap(path, 'r+')
-
-    def put(self, i:int, parts:dict):
+    def put(self, i:int, # the film's row
+            parts:dict, # {name: (height, width) uint8}; one that is missing is stored as 0
+           ):
         for name, array in self.arrays.items(): array[i] = parts.get(name, 0)
         self.state[i] = 1
 
-    def fault(self, i:int, reason:str):
+    def fault(self, i:int, # the film's row
+              reason:str, # why it can't be read
+             ):
         with open(self.faults, 'a') as f: f.write(json.dumps([int(i), reason]) + '\n')
         self.state[i] = 2
+
+# %% ../nbs/01_data.ipynb #7daddb92
+@patch
+def _open(self:FilmStore, name, shape):
+    path = self.folder/f'{name}.building.npy'
+    if not path.is_file():
+        with whole_file(path) as temporary: np.lib.format.open_memmap(temporary, 'w+', np.uint8, shape).flush()
+    return np.lib.format.open_memmap(path, 'r+')
 
 # %% ../nbs/01_data.ipynb #47672c8f
 @patch
@@ -828,7 +898,12 @@ def _fill_store(store:FilmStore, source:Source, height:int, width:int, how:dict,
                 else: raise LazysegError(f"{reason} Mend or remove it, or leave such films out with bad='skip'.")
 
 # %% ../nbs/01_data.ipynb #eab440ee
-def cached_parts(source:Source, height:int, width:int, how:dict, bad:str, threads:int=None,
+def cached_parts(source:Source, # from `get_source`, with a `root`
+                 height:int, # of the films, in pixels
+                 width:int, # of the films, in pixels
+                 how:dict, # what `source.read` takes besides: view, trim, found_by
+                 bad:str, # a film that can't be read: 'stop', or 'skip' it and say so
+                 threads:int=None, # one a core when None
                 ) -> tuple: # ({part: memory map}, rows that could be read)
     "The films of a source from its cache, which is filled first where it has to be."
     folder = cache_dir('films', _cache_key(source, height, width, how))
@@ -845,6 +920,7 @@ def cached_parts(source:Source, height:int, width:int, how:dict, bad:str, thread
     if len(rows) < len(source): _tell_faults(folder/'faults.jsonl', len(source) - len(rows), len(source), bad)
     return {p: np.load(folder/f'{p}.npy', mmap_mode='r') for p in parts}, rows
 
+# %% ../nbs/01_data.ipynb #dadc0ac3
 def _tell_faults(file:Path, n:int, total:int, bad:str):
     "Say aloud how many films are left out and why, or stop."
     reasons = [json.loads(line)[1] for line in file.read_text().splitlines()]
@@ -930,14 +1006,20 @@ def _lungs_how(source:Source, view:str, lung_masks:str) -> dict: # for `_read_vi
                   f"that learned from the phantom (lazyseg.lungs, version {lungs_version()}). Look at some.")
     return dict(found_by=lungs_version())
 
-def lung_counts(films:Films) -> dict: # {mask: films, network: films, version}, for metrics.json; empty where no lungs are known
+# %% ../nbs/01_data.ipynb #8c4d292a
+def lung_counts(films:Films, # from `get_films`
+               ) -> dict: # {mask: films, network: films, version}, for metrics.json; empty where no lungs are known
     "Where the lungs of films come from."
     if films.lungs is None or 'lungs_from' not in films.table: return {}
     counts = {str(k): int(v) for k, v in films.table.lungs_from.value_counts().items() if k}
     return counts | (dict(version=lungs_version()) if 'network' in counts else {})
 
 # %% ../nbs/01_data.ipynb #6e43dd22
-def read_all(source:Source, height:int, width:int, how:dict) -> dict:
+def read_all(source:Source, # from `get_source`, without a `root`
+             height:int, # of the films, in pixels
+             width:int, # of the films, in pixels
+             how:dict, # what `source.read` takes besides: view, trim, found_by
+            ) -> dict: # {part: (N, height, width) uint8}
     "Films of a source that is kept nowhere: read into memory."
     read = [source.read(r, height, width, **how) for r in progress(list(source.table.itertuples(index=False)), text='reading films')]
     names = [o for o in ('film','truth','lungs','twin') if any(o in r for r in read)]
@@ -973,7 +1055,15 @@ def augment_batch(films:torch.Tensor, # (B, 1, H, W)
 # %% ../nbs/01_data.ipynb #9819174d
 class UnpairedLoader(DataLoader):
     "Batches of healthy and diseased films that have nothing to do with one another."
-    def __init__(self, films, healthy, diseased, bs=8, augment='none', border='reflection', seed=0, shuffle=False, device=None):
+    def __init__(self, films, # a `Films`
+                 healthy, # row numbers of the healthy films to load
+                 diseased, # row numbers of the diseased films to load
+                 bs=8, # films of each domain in a batch
+                 augment='none', # one of AUGMENT: how films are turned and flipped
+                 border='reflection', # what rotation turns into view: 'reflection' or 'border'
+                 seed=0, # seed of every draw
+                 shuffle=False, # deal each epoch in another order, and leave out a last batch that is not full
+                 device=None): # where batches go; they stay on the processor when None
         if not isinstance(bs, (int, np.integer)) or bs < 1: raise LazysegError(f"batch_size={bs!r} must be a whole number, and 1 at least.")
         for name, rows in (('healthy',healthy), ('diseased',diseased)):
             if not len(rows): raise LazysegError(f"There is no {name} film to load: both domains are needed.")
@@ -996,19 +1086,22 @@ class UnpairedLoader(DataLoader):
 
 # %% ../nbs/01_data.ipynb #0ebd24e9
 @patch
-def create_batch(self:UnpairedLoader, places):
+def create_batch(self:UnpairedLoader, places, # whole numbers below the size of the larger domain: which films, in the order dealt
+                ):
     "Bytes of one batch from each domain, (B, 1, H, W) uint8."
     self.seen += 1
     if self.seen % 8 == 0: _let_go(self.films.film)
     return tuple(torch.from_numpy(np.ascontiguousarray(self.films.film[order[np.asarray(places)]]))[:,None] for order in self.order)
 
 @patch
-def do_batch(self:UnpairedLoader, places):
+def do_batch(self:UnpairedLoader, places, # as for `create_batch`
+            ):
     "What fastai calls: the films of these places."
     return self.create_batch(list(places))
 
 @patch
-def after_batch(self:UnpairedLoader, batch):
+def after_batch(self:UnpairedLoader, batch, # (healthy, diseased), each (B, 1, H, W) uint8
+               ):
     "On the device: floats 0..1, then augmented."
     batch = tuple(o.float().div_(255) for o in batch)
     if not self.degrees and not self.flip: return batch
@@ -1016,7 +1109,12 @@ def after_batch(self:UnpairedLoader, batch):
 
 # %% ../nbs/01_data.ipynb #696500ef
 @patch
-def show_batch(self:UnpairedLoader, b=None, max_n:int=6, figsize:tuple=None, show:bool=True, **kw):
+def show_batch(self:UnpairedLoader, b=None, # (healthy, diseased), each (B, 1, H, W) in 0..1; the loader's own batch when None
+               max_n:int=6, # films of each domain that are shown at most
+               figsize:tuple=None, # width and height in inches; as the films need when None
+               show:bool=True, # not used; fastai may give it
+               **kw, # not used; fastai may give more
+              ):
     "A row of healthy films above a row of diseased ones."
     batch = self.one_batch() if b is None else b
     n = min(max_n, len(batch[0]))
@@ -1028,12 +1126,12 @@ def show_batch(self:UnpairedLoader, b=None, max_n:int=6, figsize:tuple=None, sho
 
 # %% ../nbs/01_data.ipynb #1bfd169d
 def unpaired_loaders(films:Films, # with splits 'train' and 'valid'
-                     batch_size:int=8,
+                     batch_size:int=8, # films of each domain in a batch
                      # 'paper': up to 5 degrees and left-right flip; 'rotate': no flip, which would mirror the heart; 'none'
                      augment:str='rotate',
                      border:str='reflection', # what rotation turns into view: 'reflection' or 'border'
                      device=None, # fastai's choice when None
-                     seed:int=0, # the same seed gives the same batches
+                     seed:int=0, # seed of every draw: the same gives the same batches
                     ) -> DataLoaders: # .train and .valid give (healthy, diseased), each (B, 1, H, W) float32 in 0..1
     "Loaders for unpaired domains; an epoch is as long as the larger domain, the smaller one is dealt again."
     device, sick = device or default_device(), films.table.diseased.to_numpy(bool)

@@ -127,7 +127,10 @@ def _dicom_range(data) -> tuple: # (black, white) in the units that the window l
     return tuple(sorted((low*slope + shift, high*slope + shift)))
 
 # %% ../nbs/00a_film.ipynb #71c59d6f
-def square_shape(data, height:int, width:int) -> tuple: # (height, width)
+def square_shape(data, # the film's DICOM header, or a dict with the same names
+                 height:int, # of the film as stored, in pixels
+                 width:int, # of the film as stored, in pixels
+                ) -> tuple: # (height, width) in pixels
     "The shape in which a film's pixels are square: the coarser direction gets more of them."
     spacing = next((data.get(o) for o in ('PixelSpacing','ImagerPixelSpacing','NominalScannedPixelSpacing','PixelAspectRatio')
                     if data.get(o)), (1, 1))
@@ -165,13 +168,16 @@ def read_film(path:str|Path, # PNG, JPEG, BMP, TIFF, WebP or DICOM
         raise LazysegError(f"{path} can't be read as a film: "
                            f"{' '.join(str(e).replace(str(path), 'it').split())[:200] or type(e).__name__}.") from e
 
-def is_dicom(path, head:bytes) -> bool:
+def is_dicom(path, # the file's path or name; only its ending counts
+             head:bytes, # the first 132 bytes of the file
+            ) -> bool:
     "Whether a file is DICOM, by its mark at byte 128 or by its name."
     return head[128:132] == b'DICM' or Path(path).suffix.lower() in ('.dcm','.dicom')
 
 # %% ../nbs/00a_film.ipynb #2380b7db
 def resize(image:np.ndarray, # (H, W) of any kind of number
-           height:int, width:int, # of the result
+           height:int, # of the result, in pixels
+           width:int, # of the result, in pixels
            box:tuple=None, # (left, top, right, bottom) of the part to take, in pixels; fractions are allowed
           ) -> np.ndarray: # (height, width) float32, in the range of `image`
     "The one resize: every pixel of the result averages all the pixels it covers. Outside the image its edge is repeated."
@@ -188,7 +194,8 @@ def to_bytes(image:np.ndarray, # 0..1
     return (image * 255).round().clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/00a_film.ipynb #eb39d0a1
-def inside_box(height:int, width:int, # of the film
+def inside_box(height:int, # of the film, in pixels
+               width:int, # of the film, in pixels
                aspect:float, # width through height of what is wanted
                centre:tuple=None, # (x, y) to stay near, the film's own centre when None
               ) -> tuple: # (left, top, right, bottom)
@@ -209,7 +216,10 @@ def lung_box(lungs:np.ndarray, # (H, W) bool
     x, y = margin*(right - left), margin*(bottom - top)
     return left - x, top - y, right + x, bottom + y
 
-def crop_box(lungs:np.ndarray, aspect:float, margin:float=.08) -> tuple:
+def crop_box(lungs:np.ndarray, # (H, W) bool
+             aspect:float, # width through height of the box
+             margin:float=.08, # added on each side, as a share of the box around the lungs
+            ) -> tuple: # (left, top, right, bottom) in pixels
     "A box of that shape around the lungs and inside the film: shifted, or made smaller, where it would leave the film."
     left, top, right, bottom = lung_box(lungs, margin)
     h = max(bottom - top, (right - left)/aspect)
@@ -218,9 +228,11 @@ def crop_box(lungs:np.ndarray, aspect:float, margin:float=.08) -> tuple:
     x = min(max((left + right - w)/2, 0), lungs.shape[1] - w); y = min(max((top + bottom - h)/2, 0), lungs.shape[0] - h)
     return x, y, x + w, y + h
 
+# %% ../nbs/00a_film.ipynb #9a874b32
 def level_lungs(film:np.ndarray, # (H, W) 0..1
                 lungs:np.ndarray, # (H, W) bool
-                low:float=2, high:float=98, # percentiles inside the lungs that become 0.1 and 0.9
+                low:float=2, # percentile inside the lungs that becomes 0.1
+                high:float=98, # percentile inside the lungs that becomes 0.9
                ) -> np.ndarray: # (H, W) float32 0..1
     "Stretch the grey values so that the lungs use most of the scale, however the film was exposed."
     a, b = np.percentile(film[lungs], [low, high])
@@ -237,18 +249,26 @@ LUNG_TEMPLATE = (
          left=(.598,.580,.576,.575,.575,.576,.577,.578,.579,.580,.581,.583,.591,.645,.794,.915),
          right=(.729,.786,.829,.860,.886,.907,.924,.938,.950,.960,.968,.975,.982,.987,.991,.984)))
 
-def box_grid(height:int, width:int, margin:float=.04) -> tuple:
+# %% ../nbs/00a_film.ipynb #073e5538
+def box_grid(height:int, # of the view, in pixels
+             width:int, # of the view, in pixels
+             margin:float=.04, # what the view shows beyond the box on each side, as a share of the box
+            ) -> tuple:
     "Where the pixels of a view lie in the lungs' box: rows (height, 1) and columns (1, width), 0..1 inside the box."
     place = lambda n: (np.arange(n) + .5)/n*(1 + 2*margin) - margin
     return place(height)[:,None], place(width)[None]
 
-def template_row(lung:dict, rows:np.ndarray) -> tuple:
+def template_row(lung:dict, # one of the two of LUNG_TEMPLATE
+                 rows:np.ndarray, # how far down the lungs' box, 0..1 inside the box, in any shape
+                ) -> tuple: # three arrays of the shape of `rows`
     "Of a lung of the template, at those rows: how far down the lung they are (0..1 inside), and its two edges."
     down = (rows - lung['top'])/(lung['bottom'] - lung['top'])
     at = (np.arange(len(lung['left'])) + .5)/len(lung['left'])
     return down, np.interp(down, at, lung['left']), np.interp(down, at, lung['right'])
 
-def template_region(height:int, width:int) -> np.ndarray: # (height, width) bool
+def template_region(height:int, # of the view, in pixels
+                    width:int, # of the view, in pixels
+                   ) -> np.ndarray: # (height, width) bool
     "What a view shows of the lungs: the template, less a rim of 1/64, so that no film's own outline comes into it."
     rows, columns = box_grid(height, width)
     region = np.zeros((height, width), bool)
@@ -285,7 +305,8 @@ def lung_edges(lung:np.ndarray, # (H, W) bool, one lung
 
 # %% ../nbs/00a_film.ipynb #79254971
 def pull_grid(lungs:np.ndarray, # (H, W) bool
-              height:int, width:int, # of the view
+              height:int, # of the view, in pixels
+              width:int, # of the view, in pixels
              ) -> np.ndarray: # (2, height, width): the row and column of the film that each pixel shows
     "Where to look in a film so that its lungs fill the template: each lung is stretched by its own edges, row by row."
     rows, columns = box_grid(height, width)
@@ -319,7 +340,8 @@ VIEWS = ('film','crop','aligned','lungs')
 
 # %% ../nbs/00a_film.ipynb #78d57085
 def make_view(parts:dict, # film (H, W) float 0..1; truth and lungs (H, W) bool where known
-              height:int, width:int, # of the result
+              height:int, # of the result, in pixels
+              width:int, # of the result, in pixels
               view:str='film', # 'film': all of it; 'crop': round the lungs; 'aligned': their box fills the view; 'lungs': their outline too
               trim:bool=False, # cut a black frame off first: see `trim_box`
              ) -> dict: # the same parts as (height, width) uint8

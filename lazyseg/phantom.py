@@ -97,16 +97,20 @@ def _clean_ct(folder) -> tuple[np.ndarray, np.ndarray]:
 # %% ../nbs/00_phantom.ipynb #1994c525
 class Grid:
     "Where voxels lie. A place is in mm to the patient's left, to the front, and up, from the middle of the lungs."
-    def __init__(self, shape, spacing): # both front, up, left
+    def __init__(self, shape, # voxels front, up, left
+                 spacing, # mm from voxel to voxel, front, up, left
+                ):
         self.shape, self.spacing = tuple(shape), torch.tensor(spacing, dtype=torch.float32)
         # the fine grid's first voxel to the centre
         first = torch.tensor([(_CENTRE[1] - 2)*.703125, _CENTRE[2]*2.5, (_CENTRE[0] - 2)*.703125])
         self.origin = (self.spacing - torch.tensor(FINE_MM))/2 - first
 
-    def place(self, voxels): # flat voxel numbers -> (n, 3) mm
+    def place(self, voxels): # (n,) flat voxel numbers -> (n, 3) mm
         return (torch.stack(torch.unravel_index(voxels, self.shape), -1)*self.spacing + self.origin)[:, [2, 0, 1]]
 
-    def near(self, at, mm): # flat numbers of the voxels in a cube of half-side `mm` about the place `at`
+    def near(self, at, # (3,) mm, the middle of a cube
+             mm, # half the cube's side
+            ): # (n,) flat numbers of the voxels in the cube
         middle = (at[[1, 2, 0]] - self.origin)/self.spacing
         lines = [torch.arange(max(0, math.ceil(m - mm/s)), min(n, math.floor(m + mm/s) + 1))
                  for m, s, n in zip(middle.tolist(), self.spacing.tolist(), self.shape)]
@@ -121,7 +125,10 @@ class Grid:
 # %% ../nbs/00_phantom.ipynb #4fbf6cee
 class Chest(Grid):
     "The CT on a grid: soft tissue and bone as attenuation (water is 1), and what disease needs to know of the lungs."
-    def __init__(self, hu, labels, spacing):
+    def __init__(self, hu, # (front, up, left) float32, Hounsfield units
+                 labels, # of the same shape: the organ; 6 is the stomach, 10 to 14 are the lobes of the lungs
+                 spacing, # mm from voxel to voxel, front, up, left
+                ):
         super().__init__(hu.shape, spacing)
         self.soft, self.bone = (1 + hu.clip(max=110)/1000).clip(min=0), 2.2*(hu - 110).clip(min=0)/1000 # bone stops soft rays best
         lobe = torch.where((labels >= 10) & (labels <= 14), labels - 9, 0)
@@ -163,18 +170,26 @@ POSE = dict( # what changes from film to film
 # %% ../nbs/00_phantom.ipynb #3f62c2d8
 OUTSIDE = 1/3 # chance that a number of a shifted film comes from its second range
 
-def between(name, value, low, high=math.inf):
+def between(name, # the setting, as the user typed its name
+            value, # what the user gave
+            low, # the least that is allowed
+            high=math.inf, # the most that is allowed
+           ):
     "`value`, or a `LazysegError` that names the limits."
     if isinstance(value, str) or not low <= value <= high:
         raise LazysegError(f"{name} is {value!r}: it has to be a number from {low} " + (f"to {high}." if high < math.inf else "up."))
     return value
 
-def draw(ranges:dict, rng, shifted:bool=False) -> dict: # name: number
+def draw(ranges:dict, # name: ((low, high) in training, (low, high) for shifted films)
+         rng, # numpy's Generator, for every draw
+         shifted:bool=False, # each number has a chance of `OUTSIDE` to come from the second range
+        ) -> dict: # name: number
     "One number from each range; of a shifted film, some from the second."
     return {k: float(rng.uniform(*r[int(shifted and rng.random() < OUTSIDE)])) for k, r in ranges.items()}
 
 # %% ../nbs/00_phantom.ipynb #bb3b3f41
-def stream(*key) -> np.random.Generator:
+def stream(*key, # any values; what `str` makes of them counts
+          ) -> np.random.Generator:
     "Random numbers that depend on `key` alone: not on the order, the chunk or the machine's load."
     return np.random.default_rng(int.from_bytes(hashlib.sha256('/'.join(map(str, key)).encode()).digest()[:8], 'little'))
 
@@ -192,14 +207,18 @@ def spread(n:int, # samples, at the middle of n equal parts of -1..1
     w = torch.stack([-.5*t + t**2 - .5*t**3, 1 - 2.5*t**2 + 1.5*t**3, .5*t + 2*t**2 - 1.5*t**3, -.5*t**2 + .5*t**3], -1)
     return torch.zeros(n, k).scatter_(1, i.long()[:, None] + torch.arange(-1, 3), w)
 
-def upsample(points, shape): # (a, b, c, 3) control points -> (*shape, 3)
+def upsample(points, # (a, b, c, 3) control points: front to back, height, width
+             shape, # of the full grid, three whole numbers
+            ): # (*shape, 3)
     "Smooth interpolation of control points to a full grid, by `spread` along each axis."
     front, up, left = (spread(n, k) for n, k in zip(shape, points.shape))
     x = up @ (points.permute(3, 0, 1, 2) @ left.T)
     return (front @ x.flatten(2)).unflatten(-1, x.shape[2:]).permute(1, 2, 3, 0)
 
 # %% ../nbs/00_phantom.ipynb #4bf19dd6
-def control_points(patient:dict, aspect:float) -> torch.Tensor: # (*CONTROL, 3) mm in the room: left, front, up
+def control_points(patient:dict, # numbers of `ANATOMY` and `POSE`
+                   aspect:float, # width by height
+                  ) -> torch.Tensor: # (*CONTROL, 3) mm in the room: left, front, up
     "Where the rays run: they leave a tube 1.8 m behind the patient and meet the film in front."
     halves = (DEPTH/2, patient['fov']/2, patient['fov']*aspect/2)
     y, v, u = torch.meshgrid(*[((torch.arange(n) - 1)/(n - 3)*2 - 1)*h for n, h in zip(CONTROL, halves)], indexing='ij')
@@ -207,7 +226,8 @@ def control_points(patient:dict, aspect:float) -> torch.Tensor: # (*CONTROL, 3) 
     return torch.stack([u*nearer, y, -v*nearer], -1)
 
 # %% ../nbs/00_phantom.ipynb #357d3835
-def turn(patient:dict) -> torch.Tensor: # (3, 3)
+def turn(patient:dict, # numbers of `ANATOMY` and `POSE`
+        ) -> torch.Tensor: # (3, 3)
     "The patient's rotation: about the long axis, forward, sideways."
     (ca, sa), (cb, sb), (cc, sc) = ((math.cos(math.radians(patient[k])), math.sin(math.radians(patient[k])))
                                     for k in ('yaw', 'pitch', 'roll'))
@@ -217,16 +237,24 @@ def turn(patient:dict) -> torch.Tensor: # (3, 3)
 # %% ../nbs/00_phantom.ipynb #a98beb41
 HEART, HIATUS, HILA = (25., 28., -17.), (8., -14., -68.), ((-34., -8., -2.), (24., -16., 16.)) # mm
 
-def bump(at, centre, width): # 1 at `centre`, falling off over `width` mm
+def bump(at, # (..., 3) mm
+         centre, # three mm
+         width, # mm from the centre at which 1/e is left: three, one for each direction
+        ): # (...), 1 at the centre
     "A smooth hill."
     return torch.exp(-(((at - torch.tensor(centre))/torch.tensor(width))**2).sum(-1))
 
-def reshape_heart(at, times): # where to look in the CT, less `at`, so that the heart becomes `times` (a number or three) as big
+def reshape_heart(at, # (..., 3) mm in the CT
+                  times, # how many times as big the heart becomes: a number, or three for left, front and up
+                 ): # (..., 3) mm to add to `at` when looking into the CT
     "Stretch space around the heart."
     return bump(at, HEART, (75., 70., 65.))[..., None]*(at - torch.tensor(HEART))*(1/torch.tensor(times) - 1)
 
 # %% ../nbs/00_phantom.ipynb #8ce63635
-def stand(patient:dict, warp, aspect) -> torch.Tensor: # (*CONTROL, 3) mm in the CT
+def stand(patient:dict, # numbers of `ANATOMY` and `POSE`
+          warp, # (*CONTROL, 3) mm
+          aspect, # width by height
+         ) -> torch.Tensor: # (*CONTROL, 3) mm in the CT
     "Which point of the CT each control point of the film looks at: pose, size, heart, breath and a smooth warp."
     scale = torch.tensor([patient['width'], patient['thick'], patient['height']])
     at = control_points(patient, aspect) @ turn(patient).T/scale + torch.tensor([patient['left'], 0., patient['up']]) + warp
@@ -243,12 +271,16 @@ SIGNS = dict( # each sign and its usual strength; 0 switches it off
     hernia=dict(size=1., level=1., push=1., bubble=1.))
 
 # %% ../nbs/00_phantom.ipynb #54d29bcc
-def draw_severity(rng) -> float: # 0..1
+def draw_severity(rng, # numpy's Generator, for every draw
+                 ) -> float: # 0..1
     "Mostly plain to see, with a tail down to what nobody sees."
     return float(.15*rng.random() if rng.random() < .06 else rng.beta(2.6, 1.1))
 
 # %% ../nbs/00_phantom.ipynb #9e2d95e9
-def blotches(rng, at, mm): # (n,) smooth noise of spread 1 at the places `at`, in lumps of about `mm`
+def blotches(rng, # numpy's Generator, for every draw
+             at, # (n, 3) mm in the CT
+             mm, # about the size of a lump
+            ): # (n,) smooth noise of spread 1
     "Uneven noise, for disease that is never quite even."
     k = round(420/mm)
     lumps = torch.from_numpy(rng.standard_normal((1, 1, k, k, k), dtype=np.float32))
@@ -258,9 +290,15 @@ def blotches(rng, at, mm): # (n,) smooth noise of spread 1 at the places `at`, i
 class Disease:
     "What all four share: random numbers, severity 0..1, signs. `paint` changes the CT, `move` bends it."
     moves = False
-    def __init__(self, rng, severity, signs): self.rng, self.severity, self.signs = rng, severity, signs
-    def move(self, at): return torch.zeros_like(at) # mm to add to `at` when looking into the CT
-    def paint(self, c, mu): raise NotImplementedError # flat attenuation -> the same with disease, support 0..1
+    def __init__(self, rng, # numpy's Generator, for every draw
+                 severity, # 0..1
+                 signs, # name: strength, 0 is off; every sign of the disease: see `SIGNS`
+                ): self.rng, self.severity, self.signs = rng, severity, signs
+    def move(self, at, # (..., 3) mm in the CT
+            ): return torch.zeros_like(at) # (..., 3) mm to add to `at` when looking into the CT
+    def paint(self, c, # the `Chest`
+              mu, # (voxels,) attenuation, water is 1
+             ): raise NotImplementedError # the same with disease, (voxels,) support 0..1
 
 def _set(values, where, new): # a copy of `values` with `new` in the places `where`
     out = values.clone()
@@ -276,7 +314,9 @@ def _only(mu, where, new): # zeros of the shape of `mu` but for the places `wher
 # %% ../nbs/00_phantom.ipynb #0315d02c
 class Pneumonia(Disease):
     "Air spaces fill with fluid, in one or two lobes: patches that stop at the fissures and show the bronchi as dark tubes."
-    def paint(self, c, mu):
+    def paint(self, c, # the `Chest`
+              mu, # (voxels,) attenuation, water is 1
+             ):
         support = torch.zeros(len(c.lung))
         edge = blotches(self.rng, c.at, 20)
         for lobe in self.rng.permutation(5)[:1 + (self.rng.random() < .5)] + 1:
@@ -296,8 +336,11 @@ class Pneumonia(Disease):
 class Edema(Disease):
     "A failing heart: it is large, and the lungs flood from their roots on both sides, with lines at the bases and blunt angles."
     moves = True
-    def move(self, at): return reshape_heart(at, 1 + .25*self.severity*self.signs['heart'])
-    def paint(self, c, mu):
+    def move(self, at, # (..., 3) mm in the CT
+            ): return reshape_heart(at, 1 + .25*self.severity*self.signs['heart'])
+    def paint(self, c, # the `Chest`
+              mu, # (voxels,) attenuation, water is 1
+             ):
         lung, reach = mu[c.lung], self.rng.uniform(48, 72)
         root = torch.stack([(c.at - torch.tensor(h)).norm(dim=-1) for h in HILA]).amin(0)/reach
         wing = torch.exp(-root**2 + .3*blotches(self.rng, c.at, 30))*torch.sigmoid((c.depth - 9)/3) # the rim of the lung stays clear
@@ -314,13 +357,16 @@ class Edema(Disease):
 class Emphysema(Disease):
     "Lung walls are lost: dark, long lungs with few vessels and bullae; the diaphragm is low and flat, the heart narrow."
     moves = True
-    def move(self, at):
+    def move(self, at, # (..., 3) mm in the CT
+            ):
         slim = 1 - .22*self.severity*self.signs['heart']
         shift = reshape_heart(at, (slim, 1., 1.04))
         domes = sum(torch.exp(-((at[..., 0] - x)/42)**2) for x in (-65, 75)) # flat: the domes sink, the rims stay
         shift[..., 2] += 30*self.severity*self.signs['diaphragm']*(.25 + domes)*torch.exp(-((at[..., 2] + 45)/65)**2)
         return shift
-    def paint(self, c, mu):
+    def paint(self, c, # the `Chest`
+              mu, # (voxels,) attenuation, water is 1
+             ):
         lung = mu[c.lung]
         upper = self.rng.uniform(-.4, 1.)*c.at[:, 2]/80
         lost = torch.sigmoid((blotches(self.rng, c.at, 45) + upper - self.rng.uniform(-.3, .7))/.25)
@@ -338,7 +384,9 @@ class Emphysema(Disease):
 class Hernia(Disease):
     "The stomach slips through the diaphragm: a round mass behind the heart, often with air over fluid, that pushes its neighbours aside."
     moves = True
-    def __init__(self, rng, severity, signs):
+    def __init__(self, rng, # numpy's Generator, for every draw
+                 severity, # 0..1
+                 signs): # name: strength, 0 is off; every sign of the disease: see `SIGNS`
         super().__init__(rng, severity, signs)
         self.mm = (15 + 23*severity*rng.uniform(.8, 1.1))*signs['size']
         self.small = self.mm*(1 - .45*signs['push']) # painted small, then blown up by `move`
@@ -346,14 +394,12 @@ class Hernia(Disease):
         self.long = torch.tensor([rng.uniform(.9, 1.3), 1., rng.uniform(.85, 1.1)]).float()
         self.level = rng.uniform(-.4, .4) if rng.random() < .75 else None # of the fluid; a quarter hold no air
         self.lumps = rng.uniform(0, .12)
-
-    def move(self, at):
-        away = (at - self.centre)/self.long
-        r = away.norm(dim=-1, keepdim=True).clip(min=1e-3)
+    def move(self, at): # (..., 3) mm in the CT
+        away = (at - self.centre)/self.long; r = away.norm(dim=-1, keepdim=True).clip(min=1e-3)
         squeeze = torch.where(r < self.mm, r*self.small/self.mm, r - (self.mm - self.small)*torch.exp(-(r - self.mm).clip(min=0)/25))
         return away*self.long*(squeeze/r - 1)
-
-    def paint(self, c, mu):
+    def paint(self, c, # the `Chest`
+              mu): # (voxels,) attenuation, water is 1
         near = c.near(self.centre, 1.4*self.mm)
         away = (c.place(near) - self.centre)/self.long
         r, old = away.norm(dim=-1), mu[near]
@@ -370,7 +416,9 @@ class Hernia(Disease):
 ILL = dict(pneumonia=Pneumonia, edema=Edema, emphysema=Emphysema, hernia=Hernia)
 
 # %% ../nbs/00_phantom.ipynb #1c88d092
-def blur(x, sigma): # (h, w), Gaussian of `sigma` px
+def blur(x, # (h, w)
+         sigma, # of the Gaussian, in pixels
+        ): # (h, w)
     "A Gaussian blur; one of less than a fifth of a pixel is left out."
     if sigma < .2: return x
     r = int(3*sigma) + 1
@@ -382,7 +430,8 @@ def blur(x, sigma): # (h, w), Gaussian of `sigma` px
 # %% ../nbs/00_phantom.ipynb #61763944
 def expose(water, # (h, w) mm of water that the ray crosses
            noise, # (h, w) of spread 1
-           patient):
+           patient, # numbers of `ANATOMY` and `POSE`
+          ): # (h, w) grey, larger is denser
     "What the detector reads, after the logarithm: scatter veils, the focal spot blurs, few photons are noisy."
     h = len(water)
     light = torch.exp(-.018*water)
@@ -390,7 +439,10 @@ def expose(water, # (h, w) mm of water that the ray crosses
     grey = -blur(light, patient['blur']*h/64/2).log()
     return grey + noise*patient['noise']*torch.exp(.5*grey)
 
-def develop(grey, window, patient): # -> (h, w) 0..1; `window`: the grey of lung and of the densest part
+def develop(grey, # (h, w), from `expose`
+            window, # the grey of lung and of the densest part
+            patient, # numbers of `ANATOMY` and `POSE`
+           ): # (h, w) 0..1
     "The film's grey scale: window, edge enhancement, and a curve that runs flat towards white."
     low, high = window
     x, k, h = (grey - low)/(high - low), patient['curve'], len(grey)
@@ -398,7 +450,10 @@ def develop(grey, window, patient): # -> (h, w) 0..1; `window`: the grey of lung
     return (patient['black'] + (patient['white'] - patient['black'])*(1 - torch.exp(-k*x))/(1 - math.exp(-k))).clamp(0, 1)
 
 # %% ../nbs/00_phantom.ipynb #dd886d36
-def near_line(x, z, points): # (h, w) mm from a polyline through `points`, a list of (x, z)
+def near_line(x, # (h, w) mm to the patient's left
+              z, # (h, w) mm up
+              points, # of a polyline: a list of (x, z) in mm
+             ): # (h, w) mm
     "How far each point of the film is from a line."
     best = torch.full_like(x, 1e9)
     for (x0, z0), (x1, z1) in zip(points, points[1:]):
@@ -407,7 +462,11 @@ def near_line(x, z, points): # (h, w) mm from a polyline through `points`, a lis
         best = torch.minimum(best, (x - x0 - t*dx)**2 + (z - z0 - t*dz)**2)
     return best.sqrt()
 
-def curve(rng, start, end, bend): # 9 points of a smooth line
+def curve(rng, # numpy's Generator, for every draw
+          start, # (x, z) in mm
+          end, # (x, z) in mm
+          bend, # about how far the line strays, in mm
+         ): # 9 points (x, z) of the line
     "A smooth line from `start` to `end` that strays by about `bend` mm."
     start, end = np.array(start, float), np.array(end, float)
     t = np.linspace(0, 1, 9)[:, None]
@@ -415,46 +474,78 @@ def curve(rng, start, end, bend): # 9 points of a smooth line
     return ((1-t)**3*start + 3*(1-t)**2*t*handles[0] + 3*(1-t)*t**2*handles[1] + t**3*end).tolist()
 
 # %% ../nbs/00_phantom.ipynb #eeddebef
-def wire(x, z, points, mm, water): # a thin dense line, `mm` wide, never thinner than the grid can show
+def wire(x, # (h, w) mm to the patient's left
+         z, # (h, w) mm up
+         points, # of the line: a list of (x, z) in mm
+         mm, # how wide the line is; it is never drawn thinner than the grid can show, but fainter
+         water, # how dense its middle is, in mm of water
+        ): # (h, w) mm of water
     "The shadow of a wire or a thin tube."
     step = float((x[0, 1] - x[0, 0]).abs())
     return water*min(1., mm/step)*torch.exp(-(near_line(x, z, points)/max(mm/2, .6*step))**2)
 
-def ball(x, z, at, mm, water): # (h, w): a half-ellipsoid `mm` across its radius, `water` thick in the middle
+def ball(x, # (h, w) mm to the patient's left
+         z, # (h, w) mm up
+         at, # (x, z) of its middle, in mm
+         mm, # its radius
+         water, # how dense its middle is, in mm of water
+        ): # (h, w) mm of water, a half-ellipsoid
     "The shadow of a round thing."
     return water*(1 - ((x - at[0])**2 + (z - at[1])**2)/mm**2).clip(min=0).sqrt()
 
 # %% ../nbs/00_phantom.ipynb #1556f182
-def breasts(rng, x, z):
+def breasts(rng, # numpy's Generator, for every draw
+            x, # (h, w) mm to the patient's left
+            z, # (h, w) mm up
+           ): # (h, w) mm of water
     "Two soft shadows over the lower chest."
     low, out, mm, thick = rng.uniform(-75, -40), rng.uniform(65, 90), rng.uniform(45, 70), rng.uniform(6, 24)
     return sum(ball(x, z, (s*out + rng.normal(0, 4), low + rng.normal(0, 4)), mm, thick) for s in (-1, 1))
 
-def nipples(rng, x, z):
+def nipples(rng, # numpy's Generator, for every draw
+            x, # (h, w) mm to the patient's left
+            z, # (h, w) mm up
+           ): # (h, w) mm of water
     "Two small round shadows that look like nodules."
     return sum(ball(x, z, (s*rng.uniform(70, 100), rng.uniform(-60, -25)), rng.uniform(3.5, 6), rng.uniform(4, 9)) for s in (-1, 1))
 
-def nodes(rng, x, z):
+def nodes(rng, # numpy's Generator, for every draw
+          x, # (h, w) mm to the patient's left
+          z, # (h, w) mm up
+         ): # (h, w) mm of water
     "Old calcified lymph nodes at the lung's root."
     roots = [HILA[rng.integers(2)] for _ in range(rng.integers(1, 4))]
     return sum(ball(x, z, (r[0] + rng.normal(0, 14), r[2] + rng.normal(0, 16)), rng.uniform(2, 4.5), rng.uniform(8, 22)) for r in roots)
 
 # %% ../nbs/00_phantom.ipynb #39bf0787
-def catheter(rng, x, z):
+def catheter(rng, # numpy's Generator, for every draw
+             x, # (h, w) mm to the patient's left
+             z, # (h, w) mm up
+            ): # (h, w) mm of water
     "A catheter from the collarbone to the great vein."
     return wire(x, z, curve(rng, (rng.choice([-1, 1])*rng.uniform(60, 120), rng.uniform(100, 150)), (-22, rng.uniform(0, 40)), 15), 2., 9.)
 
-def feeding_tube(rng, x, z):
+def feeding_tube(rng, # numpy's Generator, for every draw
+                 x, # (h, w) mm to the patient's left
+                 z, # (h, w) mm up
+                ): # (h, w) mm of water
     "A tube through the gullet into the stomach."
     path = curve(rng, (-8, 170), (rng.uniform(5, 40), rng.uniform(-130, -90)), 6)
     return wire(x, z, path, rng.uniform(2, 4), rng.uniform(5, 12))
 
-def windpipe_tube(rng, x, z):
+# %% ../nbs/00_phantom.ipynb #5d39e84c
+def windpipe_tube(rng, # numpy's Generator, for every draw
+                  x, # (h, w) mm to the patient's left
+                  z, # (h, w) mm up
+                 ): # (h, w) mm of water
     "A breathing tube: a soft shadow with a dense thread."
     path = curve(rng, (-12, 170), (-14, rng.uniform(35, 60)), 3)
     return (near_line(x, z, path) < 4).float()*3 + wire(x, z, path, 1.5, 6.)
 
-def leads(rng, x, z):
+def leads(rng, # numpy's Generator, for every draw
+          x, # (h, w) mm to the patient's left
+          z, # (h, w) mm up
+         ): # (h, w) mm of water
     "Cables and electrodes of a heart monitor."
     out = 0
     for _ in range(rng.integers(2, 4)):
@@ -463,14 +554,20 @@ def leads(rng, x, z):
     return out
 
 # %% ../nbs/00_phantom.ipynb #391d5cc4
-def pacemaker(rng, x, z):
+def pacemaker(rng, # numpy's Generator, for every draw
+              x, # (h, w) mm to the patient's left
+              z, # (h, w) mm up
+             ): # (h, w) mm of water
     "A pacemaker below the collarbone and its lead to the heart."
     at = (rng.choice([-1, 1, 1])*rng.uniform(70, 90), rng.uniform(70, 95))
     case = ((x - at[0]).abs()/23)**4 + ((z - at[1]).abs()/19)**4 < 1
     return 60*case + wire(x, z, curve(rng, at, (30 + rng.normal(0, 8), -40 + rng.normal(0, 8)), 18), 1.8, 14.)
 
 # %% ../nbs/00_phantom.ipynb #6804c38f
-def folds(rng, x, z):
+def folds(rng, # numpy's Generator, for every draw
+          x, # (h, w) mm to the patient's left
+          z, # (h, w) mm up
+         ): # (h, w) mm of water
     "Skin or cloth in a fold: a soft step that may look like the edge of a lung."
     out = 0
     for _ in range(rng.integers(1, 3)):
@@ -495,8 +592,13 @@ def _add_things(scene, rng): # -> (h, w) mm of water, alike in film and twin
 # %% ../nbs/00_phantom.ipynb #46d745b2
 _LETTERS = {'L': '100 100 100 100 111', 'R': '110 101 110 101 101', 'P': '1111 1001 1111 1111'} # P: a block that no film needs
 
-def stamp(film, letter, at, height, grey): # film (..., h, w) 0..1, changed in place
-    "A lead letter on the film: `at` its upper left corner and `height`, as shares of the film."
+def stamp(film, # (..., h, w) 0..1, changed in place
+          letter, # 'L', 'R', or 'P', a block
+          at, # (down, right) 0..1: where it lies between the film's upper left corner and its lower right
+          height, # its height as a share of the film's
+          grey, # 0..1, the letter's own; what is brighter stays
+         ):
+    "A lead letter on the film, wholly inside it."
     rows = torch.tensor([[float(k) for k in row] for row in _LETTERS[letter].split()])
     h = max(3, round(height*film.shape[-2]))
     mark = F.interpolate(rows[None, None], (h, max(2, round(h*rows.shape[1]/rows.shape[0]))), mode='bilinear', antialias=True)[0, 0]
@@ -505,7 +607,9 @@ def stamp(film, letter, at, height, grey): # film (..., h, w) 0..1, changed in p
     spot += mark*(grey - spot).clip(min=0)
 
 # %% ../nbs/00_phantom.ipynb #06e434c4
-def marks(film, rng):
+def marks(film, # (..., h, w) 0..1, changed in place
+          rng, # numpy's Generator, for every draw
+         ):
     "The side marker and the edges of the beam."
     side = rng.choice(['L', 'R'])
     across = rng.uniform(.01, .1)
@@ -524,7 +628,9 @@ PATH_MM = dict(pneumonia=12., edema=25., emphysema=55., hernia=8.) # truth: wher
 LUNG_MM = 25.                                                      # lung mask: where it crosses more lung than this
 
 # %% ../nbs/00_phantom.ipynb #2f3106ce
-def healthy_tissue(c:Chest, numbers:dict) -> torch.Tensor: # (voxels,) attenuation
+def healthy_tissue(c:Chest, # on either grid
+                   numbers:dict, # numbers of `ANATOMY` and `POSE`
+                  ) -> torch.Tensor: # (voxels,) attenuation, water is 1
     "The CT with this patient's density of bone and lung."
     mu = (c.soft + numbers['bone']*c.bone).flatten()
     mu[c.lung] *= numbers['lung']
@@ -533,27 +639,35 @@ def healthy_tissue(c:Chest, numbers:dict) -> torch.Tensor: # (voxels,) attenuati
 # %% ../nbs/00_phantom.ipynb #a8542db0
 class Scene:
     "One patient on one occasion: the rays' way through the CT, and what they meet with and without disease."
-    def __init__(self, numbers:dict, warp, size:int, aspect:float):
+    def __init__(self, numbers:dict, # numbers of `ANATOMY` and `POSE`
+                 warp, # (a, b, c, 3) random numbers of spread 1 at control points, at least four in each direction
+                 size:int, # the film's height in pixels
+                 aspect:float, # width by height
+                ):
         self.chest, self.numbers, self.aspect = chest(size > 96), numbers, aspect
         h, w = math.ceil(1.25*size), math.ceil(1.25*size*aspect)
         self.shape, self.rays = (size, round(size*aspect)), (100 if size > 96 else 60, h, w)
         self.at = stand(numbers, upsample(warp*numbers['warp'], CONTROL), aspect)
         self.healthy, self._grid = healthy_tissue(self.chest, numbers), {}
 
-    def grid(self, ill): # where in the CT each step of each ray looks, bent by those diseases that move things
+    def grid(self, ill, # name: `Disease`
+            ): # (steps, h, w, 3) -1..1: where in the CT each step of each ray looks, bent by those diseases that move things
         movers = tuple(d for d in ill if ill[d].moves)
         if movers not in self._grid:
             at = self.at + sum((ill[d].move(self.at) for d in movers), torch.zeros(()))
             self._grid[movers] = upsample(self.chest.normal(at), self.rays)
         return self._grid[movers]
 
-    def look(self, volumes, grid): # (c, voxels) -> (c, h, w): mm along each ray
+    def look(self, volumes, # (c, voxels)
+             grid, # (steps, h, w, 3) -1..1, from `grid`
+            ): # (c, h, w): mm along each ray
         path = F.grid_sample(volumes.unflatten(1, self.chest.shape)[None], grid[None], align_corners=True, padding_mode='border')[0].mean(1)
         return path*DEPTH/self.numbers['thick']
 
 # %% ../nbs/00_phantom.ipynb #9a925611
 @patch
-def tissue(self:Scene, ill): # {name: Disease} -> attenuation (voxels,), [diseased tissue (voxels,)]
+def tissue(self:Scene, ill, # name: `Disease`
+          ): # attenuation (voxels,), [diseased tissue 0..1 (voxels,)]
     "The body with these diseases painted into it, one after the other, and where each of them is."
     mu, supports = self.healthy, []
     for d in ill.values():
@@ -562,13 +676,18 @@ def tissue(self:Scene, ill): # {name: Disease} -> attenuation (voxels,), [diseas
     return mu, supports
 
 @patch
-def water(self:Scene, volumes, ill): # (c, voxels) -> (c, h, w): mm of water, with the fat that lies before it
+def water(self:Scene, volumes, # (c, voxels) attenuation, water is 1
+          ill, # name: `Disease`
+         ): # (c, h, w): mm of water, with the fat that lies before it
     "What the rays cross."
     water = self.look(volumes, self.grid(ill))
     return water + self.numbers['fat']*(1 - torch.exp(-water/30))
 
+# %% ../nbs/00_phantom.ipynb #190051a1
 @patch
-def project(self:Scene, ill, others=None): # both {name: Disease}, the film's and its twin's; None: the same
+def project(self:Scene, ill, # name: `Disease`, those of the film
+            others=None, # name: `Disease`, those of its twin; the same as the film's when None
+           ):
     "mm of water on the film and on its twin (h, w), {name: mm of diseased tissue}, mm of lung."
     (mu, supports), grid = self.tissue(ill), self.grid(ill)
     if others is None: water = twin = self.water(mu[None], ill)[0]
@@ -579,7 +698,9 @@ def project(self:Scene, ill, others=None): # both {name: Disease}, the film's an
     return water, twin, dict(zip(ill, paths[1:])), paths[0]
 
 # %% ../nbs/00_phantom.ipynb #90822f97
-def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, in pixels
+def shift_of(scene, # a `Scene`
+             disease:Disease, # whose `move` is followed
+            ) -> torch.Tensor: # (2, h, w): down, right, in pixels
     "Where tissue came from: `film[y, x]` shows what `twin[y + shift[0], x + shift[1]]` showed, on average along the ray."
     n, (h, w) = scene.numbers, scene.shape
     pull = disease.move(scene.at)
@@ -591,7 +712,11 @@ def shift_of(scene, disease:Disease) -> torch.Tensor: # (2, h, w): down, right, 
     return spread(h, CONTROL[1]) @ pixels @ spread(w, CONTROL[2]).T
 
 # %% ../nbs/00_phantom.ipynb #055b08b5
-def fall_ill(disease, severity, seed, signs) -> Disease:
+def fall_ill(disease, # one of `DISEASES`
+             severity, # 0..1; drawn when None
+             seed, # seed of every draw
+             signs, # strength 0..2 of single signs, 0 is off; those that only other diseases have are passed over
+            ) -> Disease:
     "A disease with its own random numbers."
     one_of('disease', disease, DISEASES)
     rng = stream(seed, disease)
@@ -604,7 +729,14 @@ def fall_ill(disease, severity, seed, signs) -> Disease:
     return ILL[disease](rng, drawn if severity is None else float(severity), known | {k: v for k, v in (signs or {}).items() if k in known})
 
 # %% ../nbs/00_phantom.ipynb #9015aaf7
-def scene_to_film(scene, water, twin, lungs, seed, distractors, tag):
+def scene_to_film(scene, # a `Scene`
+                  water, # (h, w) mm of water on the film, on the grid of the rays
+                  twin, # the same of the twin; a healthy film is its own
+                  lungs, # (height, width) mm of lung, at the film's size
+                  seed, # seed of every draw
+                  distractors, # whether tubes, lines, folds and markers lie about
+                  tag, # whether there is a block at the upper edge, the shortcut
+                 ): # film and twin, (height, width) uint8
     "Expose and develop both films alike: same window, same noise, same things lying about."
     n, rng = scene.numbers, stream(seed, 'things')
     extra = _add_things(scene, rng) if distractors else torch.zeros_like(water)
@@ -632,7 +764,7 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
            shifted:bool=False, # one number in three from ranges never trained on
            distractors:bool=True, # tubes, lines, folds, markers
            anatomy_seed=None, # the patient, where one has several films
-           tag:bool=False, # a block in the upper corner: the shortcut
+           tag:bool=False, # a block at the upper edge: the shortcut
           ) -> dict: # film, twin uint8 (h, w); truth, lungs bool (h, w); shift (2, h, w) px; truths, severity by disease
     "One film, its exact truth and its healthy twin."
     between('size', size, 16), between('aspect', aspect, .25, 4)
@@ -656,8 +788,17 @@ VERSION = 4      # raise it when the same seed no longer gives the same film: ol
 _CHUNK = 64       # films rendered between two marks of progress
 SHARES = dict(train=.6, valid=.15, test=.25)
 
-def film_table(disease:str, n:int, seed:int=0, shifted:bool=False, films_per_patient:int=1, label_noise:float=.03,
-               split:dict=None, others:float=0., shortcut:float=0.) -> pd.DataFrame: # 2n rows; see `phantom_arrays` for the settings
+# %% ../nbs/00_phantom.ipynb #62cc94cf
+def film_table(disease:str, # one of `DISEASES`
+               n:int, # films a class
+               seed:int=0, # seed of every draw
+               shifted:bool=False, # a test set: every film is in that part
+               films_per_patient:int=1, # films that follow one another and have one patient
+               label_noise:float=.03, # share of training films with the wrong label
+               split:dict=None, # shares of train, valid, test: `SHARES`
+               others:float=0., # chance of each other disease on any film, healthy ("without this one") or not
+               shortcut:float=0., # 0..1: how far a block at the upper edge gives the class away
+              ) -> pd.DataFrame: # 2n rows
     "Who is who: odd rows are ill. A row depends on `seed` and its number alone, so a longer table starts with the shorter one."
     between('n', n, 1), between('films_per_patient', films_per_patient, 1)
     for name, value in dict(label_noise=label_noise, others=others, shortcut=shortcut).items(): between(name, value, 0, 1)
@@ -676,6 +817,7 @@ def film_table(disease:str, n:int, seed:int=0, shifted:bool=False, films_per_pat
         labels=labels, diseased=ill != wrong, split=part, view='PA', label_noise=wrong, truly_diseased=ill,
         severity=severity, others=more, tag=tag))
 
+# %% ../nbs/00_phantom.ipynb #36ea330f
 def _parts(patients, seed, shares, shifted): # the split of each film, by its patient's number
     if shifted: return np.full(len(patients), 'test')
     ends = np.cumsum(list(shares.values()))/sum(shares.values())
@@ -716,14 +858,14 @@ class _Store:
 def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
                    n:int=2000, # films a class
                    size:int=64, # pixels high
-                   seed:int=0,
+                   seed:int=0, # seed of every draw
                    aspect:float=1., # width by height
                    shifted:bool=False, # a test set from ranges never trained on
                    films_per_patient:int=1, # a patient's films share anatomy; they differ in pose, exposure and state
                    label_noise:float=.03, # share of training films with the wrong label
                    split:dict=None, # shares of train, valid, test: `SHARES`
                    others:float=0., # chance of each other disease on any film, healthy ("without this one") or not
-                   shortcut:float=0., # 0..1: how far a block in the corner gives the class away
+                   shortcut:float=0., # 0..1: how far a block at the upper edge gives the class away
                    **settings, # more for `render`: signs, distractors, patient
                   ) -> tuple[pd.DataFrame, dict]: # film, truth, lungs, twin, truth_<other>: uint8 (2n, h, w), shift: float16 (2n, 2, h, w)
     "Films of both classes, rendered into the cache the first time, memory-mapped from it ever after."
@@ -767,7 +909,7 @@ def _render_row(store, row, disease, seed, look):
 def phantom(disease:str='pneumonia', # one of `DISEASES`
             n:int=2000, # films a class
             size:int=64, # pixels high, where nobody asks for another size
-            seed:int=0,
+            seed:int=0, # seed of every draw
             **settings, # see `phantom_arrays`
            ): # a lazyseg.data.Source
     "The chest phantom as a source of films: see `Source` in `lazyseg.data`. Nothing is rendered before a film is asked for."
@@ -789,7 +931,7 @@ def _table_settings(settings):
 KINDS = ('',)*11 + DISEASES*2 + tuple('|'.join(pair) for pair in combinations(DISEASES, 2)) # what 25 films have
 
 def several_table(n:int=2000, # films in all
-                  seed:int=0,
+                  seed:int=0, # seed of every draw
                   shifted:bool=False, # a test set from ranges never trained on
                   label_noise:float=.03, # share of training films that carry the labels of some other film
                   split:dict=None, # shares of train, valid, test: `SHARES`
@@ -810,7 +952,7 @@ def several_table(n:int=2000, # films in all
 # %% ../nbs/00_phantom.ipynb #595588ee
 def several_arrays(n:int=2000, # films in all
                    size:int=64, # pixels high
-                   seed:int=0,
+                   seed:int=0, # seed of every draw
                    aspect:float=1., # width by height
                    **settings, # more for `several_table` and `render`
                   ) -> tuple[pd.DataFrame, dict]: # film, lungs: uint8 (n, h, w), truths: uint8 (n, 4, h, w), a mask for each of `DISEASES`
@@ -859,10 +1001,10 @@ def _short(found, *metrics): return {m: {k: round(found[m][k], 4) for k in ('val
 
 # %% ../nbs/00_phantom.ipynb #03de77a0
 def ask_classifier(films, # a `lazyseg.data.Films`
-                   seed:int=0,
+                   seed:int=0, # seed of every draw
                    on:str='test', # the films that are judged; 'valid' to choose a classifier by
                    see=1, # (h, w) 0 or 1: what it is shown of a film
-                   epochs:int=10,
+                   epochs:int=10, # times that the training films are gone through
                    **model, # for `FilmClassifier`
                   ) -> dict: # {'image_auroc': {value, low, high}}
     "A small classifier, trained on the labels of the training films, noise and all."
@@ -871,7 +1013,10 @@ def ask_classifier(films, # a `lazyseg.data.Films`
     trained = fit_classifier(learn.film*see, learn.table.diseased, epochs, seed, partial(FilmClassifier, **model))
     return _auroc(predict(trained, judged.film*see), judged)
 
-def ask_border(films, seed:int=0, share:float=.1) -> dict:
+def ask_border(films, # a `lazyseg.data.Films`
+               seed:int=0, # seed of every draw
+               share:float=.1, # how much is shown at each edge, as a share of height or width
+              ) -> dict: # as `ask_classifier`
     "The same, shown the outer tenth of each film alone."
     see = np.ones(films.film.shape[1:], np.uint8)
     margin = [slice(round(share*n), n - round(share*n)) for n in see.shape]
@@ -879,7 +1024,9 @@ def ask_border(films, seed:int=0, share:float=.1) -> dict:
     return ask_classifier(films, seed, see=see)
 
 # %% ../nbs/00_phantom.ipynb #85a619bc
-def ask_nearest(films, seed:int=0) -> dict:
+def ask_nearest(films, # a `lazyseg.data.Films`
+                seed:int=0, # not used: nothing is drawn
+               ) -> dict: # as `ask_classifier`
     "Distance to the nearest healthy training film, less that to the nearest sick one, pixel by pixel."
     from sklearn.neighbors import NearestNeighbors
     learn, test = films.split('train'), films.split('test')
@@ -888,7 +1035,10 @@ def ask_nearest(films, seed:int=0) -> dict:
            for k in (False, True)]
     return _auroc(far[0] - far[1], test)
 
-def ask_outlines(films, seed:int=0, fit:str='supervised U-Net') -> dict: # {metric: {value, low, high}, 'chosen': words}
+def ask_outlines(films, # a `lazyseg.data.Films`
+                 seed:int=0, # seed of every draw
+                 fit:str='supervised U-Net', # one of `lazyseg.baselines.BASELINES`
+                ) -> dict: # {metric: {value, low, high}, 'chosen': words}
     "How well a method of `lazyseg.baselines` marks the disease; its threshold comes from twenty outlined validation films."
     from lazyseg.baselines import BASELINES, measure_method
     scorer = BASELINES[fit](films, seed=seed)
@@ -902,7 +1052,8 @@ ASK = dict(unet=ask_outlines, intensity=partial(ask_outlines, fit='intensity thr
 
 def gates(disease:str, # one of `DISEASES`
           n:int=2000, # films a class
-          size:int=64, seed:int=0,
+          size:int=64, # pixels high
+          seed:int=0, # seed of every draw
           ask=tuple(ASK), # which questions
          ) -> dict: # {question: {metric: {value, low, high}}}, and on which films
     "What simple things, and one that is not simple, make of the films; test films, true state, 95% intervals over patients."
@@ -927,7 +1078,8 @@ def gate_values(found:dict, # from `gates`; questions may be missing
         values['intensity_share'] = intensity/max(ceiling, 1e-9)
     return values
 
-def passed(found:dict) -> dict: # gate: bool
+def passed(found:dict, # from `gates`; questions may be missing
+          ) -> dict: # gate: bool
     "Which gates a disease passes."
     return {k: GATES[k][0] <= v <= GATES[k][1] for k, v in gate_values(found).items()}
 
@@ -944,7 +1096,8 @@ def film_beside_twin(seen:dict, # from `render`
     if outline and seen['truth'].any(): axes[0].contour(seen['truth'], [.5], colors='#E69F00', linewidths=1)
     return fig
 
-def in_words(seen:dict) -> str: # from `render`
+def in_words(seen:dict, # from `render`
+            ) -> str:
     "How much of the film is ill, and how much that can be seen."
     if not seen['truth'].any(): return 'No pixel of this film is ill.'
     differ = np.abs(seen['film'].astype(float) - seen['twin'])[seen['truth']].mean()
@@ -953,7 +1106,9 @@ def in_words(seen:dict) -> str: # from `render`
 
 # %% ../nbs/00_phantom.ipynb #70c0132d
 def play(disease:str='pneumonia', # one of `DISEASES`
-         size:int=192, seed:int=0):
+         size:int=192, # pixels high
+         seed:int=0, # the film shown first, 0..100; a slider changes it
+        ):
     "In JupyterLab: sliders for severity and every sign, and the film beside its twin."
     try: import ipywidgets as w # an extra: the library runs without it
     except ImportError as e: raise LazysegError("play needs ipywidgets: pip install 'lazyseg[lab]'. `render` does without.") from e
