@@ -55,9 +55,10 @@ class Scorer:
     processor_seconds: float = 0. # of all cores together: what it would take on one quiet core
     model: nn.Module = field(default=None, repr=False) # the network, where there is one
     point: OperatingPoint = None # where there is only one sensible place to cut
-    device: torch.device = field(default_factory=default_device)
+    device: torch.device = field(default_factory=default_device) # where films go before `maps` gets them
 
-    def __call__(self, films:Tensor) -> Tensor:
+    def __call__(self, films:Tensor, # (B,1,H,W) float, 0..1
+                ) -> Tensor: # (B,H,W) float, not negative, larger is more diseased
         with torch.no_grad(): return self.maps(films.to(self.device)).clamp(min=0)
 
 # %% ../nbs/06_baselines.ipynb #addafe82
@@ -82,33 +83,41 @@ def baseline(name:str, # the row of the table
 SURE = OperatingPoint(.5, rule='marks what the baseline is sure of') # a mask needs no threshold to be chosen
 
 @baseline('empty mask')
-def fit_empty(films:Films, seed:int=0) -> Scorer:
+def fit_empty(films:Films, # not looked at
+              seed:int=0, # seed of every draw; nothing is drawn here
+             ) -> Scorer:
     "Says of every pixel that it is healthy."
     return Scorer(lambda x: torch.zeros_like(x[:,0]), point=SURE)
 
 # %% ../nbs/06_baselines.ipynb #69076e9d
 class LungMask(Scorer):
     "Marks the lungs that the `Films` bring along; it can't be called on a film alone."
-    def score(self, films:Films) -> np.ndarray: # (N,H,W) float32
+    def score(self, films:Films, # with lung masks
+             ) -> np.ndarray: # (N,H,W) float32
         if films.lungs is None: raise LazysegError("These films come without lung masks, so there is no lung mask to score.")
         return np.asarray(films.lungs, np.float32)
 
-    def __call__(self, films): raise LazysegError("The lung mask is not drawn from a film: use `maps_of(scorer, films)`.")
+    def __call__(self, films, # of any kind: it raises a `LazysegError`
+                ): raise LazysegError("The lung mask is not drawn from a film: use `maps_of(scorer, films)`.")
 
 @baseline('lung mask')
-def fit_lungs(films:Films, seed:int=0) -> Scorer:
+def fit_lungs(films:Films, # with lung masks; nothing else of them is looked at
+              seed:int=0, # seed of every draw; nothing is drawn here
+             ) -> Scorer:
     "Says of every pixel of both lungs that it is diseased."
     if films.lungs is None: raise LazysegError("These films come without lung masks: leave the method 'lung mask' out.")
     return LungMask(None, point=SURE)
 
 def maps_of(scorer:Callable, # any method
-            films:Films,
+            films:Films, # N films; with lung masks where the scorer is a `LungMask`
            ) -> np.ndarray: # (N,H,W) float32
     "The maps of all films, by whichever way the scorer takes them."
     return scorer.score(films) if hasattr(scorer, 'score') else score_films(scorer, films)
 
 # %% ../nbs/06_baselines.ipynb #78c4cacb
-def part(films:Films, split:str) -> Films:
+def part(films:Films, # all films
+         split:str, # 'train', 'valid' or 'test'
+        ) -> Films:
     "The films of one split, with both domains in it."
     chosen = films.split(split)
     for name, domain in (('healthy', chosen.healthy), ('diseased', chosen.diseased)):
@@ -124,7 +133,9 @@ def choose(candidates:dict, # in words -> function from films (B,1,H,W) to maps 
     scorers = [Scorer(maps, choice=words) for words, maps in candidates.items()]
     return max(scorers, key=lambda s: by(score_films(s, valid), valid.table.diseased.to_numpy(bool)))
 
-def pixel_contrast(maps:np.ndarray, diseased:np.ndarray) -> float: # (N,H,W), (N,) bool -> 0..1
+def pixel_contrast(maps:np.ndarray, # (N,H,W), larger is more diseased
+                   diseased:np.ndarray, # (N,) bool
+                  ) -> float: # 0..1; 0.5 is chance
     "How often a pixel of a diseased film scores higher than one of a healthy film (AUROC): for maps that saturate everywhere."
     return pixel_auroc(maps, np.broadcast_to(np.asarray(diseased, bool)[:,None,None], maps.shape))
 
@@ -153,14 +164,18 @@ def by_sign_and_blur(difference:Callable, # films (B,1,H,W) to signed maps (B,H,
 
 # %% ../nbs/06_baselines.ipynb #7e47a2d9
 @baseline('intensity threshold')
-def fit_intensity(films:Films, seed:int=0) -> Scorer:
+def fit_intensity(films:Films, # all films; the validation films are used
+                  seed:int=0, # seed of every draw; nothing is drawn here
+                 ) -> Scorer:
     "Bright, or dark, is diseased."
     bright = {f'bright, blur {s}': lambda x, s=s: blur(x[:,0], s) for s in (0, 1, 2, 4)}
     dark = {f'dark, blur {s}': lambda x, s=s: blur(1 - x[:,0], s) for s in (0, 1, 2, 4)}
     return choose(bright | dark, films, by=pixel_contrast) # the brightest 1% of any film is its belly, ill or well
 
 @baseline('mean-healthy difference')
-def fit_mean_difference(films:Films, seed:int=0) -> Scorer:
+def fit_mean_difference(films:Films, # all films; the healthy training films and the validation films are used
+                        seed:int=0, # seed of every draw; nothing is drawn here
+                       ) -> Scorer:
     "Distance from the mean healthy film, in standard deviations of that pixel."
     healthy = as_floats(part(films, 'train').healthy.film)[:,0].to(default_device())
     mean, spread = healthy.mean(0), healthy.std(0) + 1/255
@@ -182,9 +197,10 @@ class ArrayLoader(DataLoader):
         self.target = target
         super().__init__(film, bs=bs, shuffle=train, drop_last=train and len(film) > bs, device=default_device())
 
-    def do_item(self, row): return row
+    def do_item(self, row, # number of a film
+               ): return row
 
-    def do_batch(self, rows):
+    def do_batch(self, rows): # numbers of the films of a batch
         rows = sorted(rows) # a memory map likes to be read in order
         x = as_floats(self.dataset[rows])
         y = x if self.target is None else torch.as_tensor(self.target[rows]).float()
@@ -198,7 +214,8 @@ class SkipValidation(Callback):
     order = -10
     def before_validate(self): raise CancelValidException
 
-def one_cycle(learn:Learner, epochs:int, # passes over the films
+def one_cycle(learn:Learner, # holds the network, its films and its loss
+              epochs:int, # passes over the films
               lr:float, # the top of the schedule
              ) -> nn.Module: # in evaluation mode
     "fastai's one-cycle schedule, with a bar where somebody watches."
@@ -210,7 +227,7 @@ def train(make_model:Callable, # () -> nn.Module
           loss:Callable, # (prediction, target) -> number
           epochs:int, # passes over the films
           lr:float=3e-3, # the top of the one-cycle schedule
-          seed:int=0, # of weights, order and flips
+          seed:int=0, # seed of every draw: of weights, order and flips
           valid:ArrayLoader=None, # validation films, where a callback watches them
           **kwargs, # for `Learner`
          ) -> nn.Module: # in evaluation mode
@@ -243,11 +260,15 @@ class FilmClassifier(nn.Module):
         self.body = nn.Sequential(*layers, *[ConvLayer(c, c) for _ in range(depth)])
         self.head = nn.Conv2d(c, 1, 1)
 
-    def evidence(self, films:Tensor) -> Tensor: return self.head(self.body(films*2 - 1))[:,0]
-    def forward(self, films:Tensor) -> Tensor: return POOLS[self.pool](self.evidence(films))
+    def evidence(self, films:Tensor, # (B,1,H,W), 0..1
+                ) -> Tensor: return self.head(self.body(films*2 - 1))[:,0] # (B,H/stride,W/stride), larger is more diseased
+    def forward(self, films:Tensor, # (B,1,H,W), 0..1
+               ) -> Tensor: return POOLS[self.pool](self.evidence(films)) # (B,) logits
 
 # %% ../nbs/06_baselines.ipynb #95775c28
-def cross_entropy(logits:Tensor, target:Tensor) -> Tensor:
+def cross_entropy(logits:Tensor, # (B,)
+                  target:Tensor, # (B,) float, 1 diseased, 0 healthy
+                 ) -> Tensor: # one number
     "Binary cross-entropy from logits; both domains count the same where a batch holds more of one."
     share = target.mean().clamp(.05, .95)
     weight = torch.where(target > .5, .5/share, .5/(1 - share))
@@ -255,10 +276,12 @@ def cross_entropy(logits:Tensor, target:Tensor) -> Tensor:
 
 def fit_classifier(x_train:np.ndarray, # (N,H,W) uint8
                    y:np.ndarray, # (N,) 1 diseased, 0 healthy
-                   epochs:int=6, seed:int=0,
+                   epochs:int=6, # passes over the training films
+                   seed:int=0, # seed of every draw
                    make_model:Callable=FilmClassifier, # () -> nn.Module that gives logits (B,)
-                   lr:float=5e-3, bs:int=32,
-                  ) -> nn.Module:
+                   lr:float=5e-3, # the top of the one-cycle schedule
+                   bs:int=32, # films in a batch
+                  ) -> nn.Module: # in evaluation mode
     "Train a classifier of films on image labels."
     loader = ArrayLoader(x_train, np.asarray(y, np.float32), bs=bs, train=True)
     return train(make_model, loader, cross_entropy, epochs, lr, seed)
@@ -266,7 +289,7 @@ def fit_classifier(x_train:np.ndarray, # (N,H,W) uint8
 @torch.no_grad()
 def predict(model:nn.Module, # a classifier
             x:np.ndarray, # (N,H,W) uint8
-            bs:int=256,
+            bs:int=256, # films in a batch
            ) -> np.ndarray: # (N,) probability of disease
     "What a classifier thinks of each film."
     device = next(model.parameters()).device
@@ -285,12 +308,17 @@ def upsample(maps:Tensor, # (B,h,w)
     "A coarse map at the size of its films."
     return F.interpolate(maps[:,None], size=films.shape[-2:], mode='bilinear', align_corners=corners)[:,0]
 
-def activation_map(model:FilmClassifier) -> Callable: # films to maps
+def activation_map(model:FilmClassifier, # a trained classifier
+                  ) -> Callable: # films to maps
     "The classifier's evidence at the films' size, made positive without ties or ceiling (softplus)."
     return both_ways(lambda films: F.softplus(upsample(model.evidence(films), films)))
 
 @baseline('class activation')
-def fit_activation(films:Films, seed:int=0, epochs:int=6, **how) -> Scorer:
+def fit_activation(films:Films, # all films; the training films are used
+                   seed:int=0, # seed of every draw
+                   epochs:int=6, # passes over the training films
+                   **how, # for `FilmClassifier`: width, stride, depth, pool
+                  ) -> Scorer: # with the classifier as its `model`
     "The class activation map of a small classifier; `how` goes to `FilmClassifier`."
     learn_on = part(films, 'train')
     model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(FilmClassifier, **how))
@@ -322,7 +350,11 @@ def grad_cam(model:nn.Module, # films to logits (B,)
 
 # %% ../nbs/06_baselines.ipynb #d2a4c8e6
 @baseline('Grad-CAM')
-def fit_gradcam(films:Films, seed:int=0, epochs:int=6, width:float=.5) -> Scorer:
+def fit_gradcam(films:Films, # all films; the training and the validation films are used
+                seed:int=0, # seed of every draw
+                epochs:int=6, # passes over the training films
+                width:float=.5, # times the usual number of features
+               ) -> Scorer:
     "Grad-CAM of a fastai XResNet; validation labels choose the layer."
     learn_on = part(films, 'train')
     model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(make_resnet, width))
@@ -333,17 +365,24 @@ def fit_gradcam(films:Films, seed:int=0, epochs:int=6, width:float=.5) -> Scorer
 # %% ../nbs/06_baselines.ipynb #abdd6077
 class Autoencoder(nn.Module):
     "Films (B,1,H,W) through a narrow place of (H/16)(W/16) x `bottleneck` numbers, and back to their shape."
-    def __init__(self, width:int=16, bottleneck:int=16):
+    def __init__(self, width:int=16, # features of the first layer; up to four times as many further in
+                 bottleneck:int=16, # numbers at each place of the narrowest layer
+                ):
         super().__init__()
         c = [1, width, 2*width, 4*width, 4*width]
         down = [ConvLayer(a, b, ks=4, stride=2, padding=1) for a, b in zip(c, c[1:])]
         up = [nn.Sequential(nn.Upsample(scale_factor=2), ConvLayer(a, b)) for a, b in zip(c[:0:-1], [*c[-2:0:-1], width])]
         self.layers = nn.Sequential(*down, nn.Conv2d(c[-1], bottleneck, 1), ConvLayer(bottleneck, c[-1]), *up, nn.Conv2d(width, 1, 1))
 
-    def forward(self, films:Tensor) -> Tensor: return self.layers(films*2 - 1).sigmoid()
+    def forward(self, films:Tensor, # (B,1,H,W), 0..1; H and W divisible by 16
+               ) -> Tensor: return self.layers(films*2 - 1).sigmoid() # (B,1,H,W), 0..1
 
 @baseline('autoencoder')
-def fit_autoencoder(films:Films, seed:int=0, epochs:int=30, **how) -> Scorer:
+def fit_autoencoder(films:Films, # all films; the healthy training films and the validation films are used
+                    seed:int=0, # seed of every draw
+                    epochs:int=30, # passes over the healthy training films
+                    **how, # for `Autoencoder`: width, bottleneck
+                   ) -> Scorer: # with the autoencoder as its `model`
     "What an autoencoder of healthy films fails to redraw; `how` goes to `Autoencoder`."
     loader = ArrayLoader(part(films, 'train').healthy.film, train=True)
     model = train(partial(Autoencoder, **how), loader, F.mse_loss, epochs, 5e-3, seed)
@@ -364,7 +403,7 @@ def patch_features(model:nn.Sequential, # from `make_resnet`
 
 def spread_out(features:Tensor, # (M,C)
                n:int, # how many to keep
-               seed:int=0,
+               seed:int=0, # seed of every draw
               ) -> Tensor: # (n,C)
     "Keep the rows that cover the others best: always add the one that is farthest from those kept (greedy k-centre)."
     rng = torch.Generator().manual_seed(seed)
@@ -376,7 +415,11 @@ def spread_out(features:Tensor, # (M,C)
     return features[kept]
 
 # %% ../nbs/06_baselines.ipynb #3c0c8188
-def healthy_patches(model, healthy:np.ndarray, n:int, seed:int) -> Tensor: # (n,C)
+def healthy_patches(model, # from `make_resnet`, trained
+                    healthy:np.ndarray, # (N,H,W) uint8, healthy films
+                    n:int, # how many patches to keep
+                    seed:int, # seed of every draw
+                   ) -> Tensor: # (n,C)
     "A bank of patches that covers what healthy films look like."
     rng, device = torch.Generator().manual_seed(seed), next(model.parameters()).device
     some = []
@@ -386,8 +429,14 @@ def healthy_patches(model, healthy:np.ndarray, n:int, seed:int) -> Tensor: # (n,
             some.append(f[torch.randperm(len(f), generator=rng)[:max(1, 20_000*64//len(healthy))]])
     return spread_out(torch.cat(some), n, seed)
 
+# %% ../nbs/06_baselines.ipynb #6f94e190
 @baseline('PatchCore')
-def fit_patchcore(films:Films, seed:int=0, epochs:int=6, width:float=.5, n:int=2000) -> Scorer:
+def fit_patchcore(films:Films, # all films; the training and the validation films are used
+                  seed:int=0, # seed of every draw
+                  epochs:int=6, # passes over the training films
+                  width:float=.5, # times the usual number of features
+                  n:int=2000, # how many healthy patches to keep
+                 ) -> Scorer:
     "Distance of every patch from the nearest of `n` healthy ones (Roth et al., 2022), by the features of a net trained here."
     learn_on = part(films, 'train')
     model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(make_resnet, width))
@@ -412,7 +461,8 @@ class UNet(nn.Module):
         self.up = nn.ModuleList([pair(a + b, b) for a, b in zip(c[:0:-1], c[-2::-1])])
         self.head = nn.Conv2d(width, 1, 1)
 
-    def forward(self, films:Tensor) -> Tensor:
+    def forward(self, films:Tensor, # (B,1,H,W), 0..1
+               ) -> Tensor: # (B,1,H,W) logits
         x, seen = films*2 - 1, []
         for i, layer in enumerate(self.down):
             x = layer(F.max_pool2d(x, 2) if i else x)
@@ -422,7 +472,9 @@ class UNet(nn.Module):
         return self.head(x)
 
 # %% ../nbs/06_baselines.ipynb #23f641aa
-def outline_loss(logits:Tensor, truth:Tensor) -> Tensor: # (B,1,H,W) both
+def outline_loss(logits:Tensor, # (B,1,H,W)
+                 truth:Tensor, # (B,1,H,W) float, 1 where disease is, 0 elsewhere
+                ) -> Tensor: # one number
     "Cross-entropy plus one minus soft Dice of the batch: the first is smooth, the second is what is measured."
     p = logits.sigmoid()
     overlap = (2*(p*truth).sum() + 1)/(p.sum() + truth.sum() + 1)
@@ -432,7 +484,7 @@ class PixelDice(Metric):
     "Dice of all validation pixels at a probability of one half."
     name = 'dice'
     def reset(self): self.hit, self.marked, self.true = 0, 0, 0
-    def accumulate(self, learn):
+    def accumulate(self, learn): # fastai's Learner: `pred` holds a batch's logits, `y` its masks
         mask, truth = learn.pred > 0, learn.y > .5
         self.hit, self.marked, self.true = self.hit + int((mask & truth).sum()), self.marked + int(mask.sum()), self.true + int(truth.sum())
     @property
@@ -456,7 +508,11 @@ class KeepBest(TrackerCallback):
 
 # %% ../nbs/06_baselines.ipynb #b9fb3650
 @baseline('supervised U-Net')
-def fit_unet(films:Films, seed:int=0, epochs:int=10, width:int=16) -> Scorer:
+def fit_unet(films:Films, # all films, with truth; the training and the validation films are used
+             seed:int=0, # seed of every draw
+             epochs:int=10, # passes over the training films
+             width:int=16, # features at full size
+            ) -> Scorer:
     "The ceiling: a U-Net trained on outlines, the best epoch by validation Dice. Nobody with image labels alone can have it."
     if films.truth is None: raise LazysegError("These films come without outlines: leave the method 'supervised U-Net' out.")
     learn_on, valid = part(films, 'train'), part(films, 'valid')
@@ -471,7 +527,9 @@ SMOKE = { # what each baseline is given in the profile 'smoke': enough to run, n
     'PatchCore': dict(epochs=1, width=.25, n=50), 'supervised U-Net': dict(epochs=1, width=4)}
 
 def fit_any(name:str, # a row of `BASELINES` or of `METHODS`
-            films:Films, profile:str='cpu', seed:int=0,
+            films:Films, # all films
+            profile:str='cpu', # a row of `PROFILES`; of the baselines, only 'smoke' changes anything
+            seed:int=0, # seed of every draw
             folder:Path=None, # where a long training keeps its checkpoint
            ) -> Callable: # a scorer
     "Train one method, ours or a peer, on the same films."
@@ -479,7 +537,8 @@ def fit_any(name:str, # a row of `BASELINES` or of `METHODS`
     fit = BASELINES[one_of('method', name, [*BASELINES, *METHODS])]
     return fit(films, seed=seed, **(SMOKE.get(name, {}) if profile == 'smoke' else {}))
 
-def operating_points(scorer:Callable, valid:Films, # validation films
+def operating_points(scorer:Callable, # any method
+                     valid:Films, # validation films
                     ) -> dict: # mode -> OperatingPoint
     "Where to cut: by image labels alone, and, where validation films have outlines, by twenty of these."
     if getattr(scorer, 'point', None): return dict.fromkeys(MODES, scorer.point)
@@ -506,7 +565,10 @@ def in_steps(maps:np.ndarray, # of any shape
     top = max(float(np.abs(maps).max()), 1e-12)
     return (np.round(maps/top*255)/255*top).astype(np.float32)
 
-def measure_method(scorer:Callable, films:Films, seed:int=0) -> tuple[dict, dict]: # results, arrays of the example films
+def measure_method(scorer:Callable, # any method
+                   films:Films, # all films; the validation and the test films are used
+                   seed:int=0, # seed of every draw
+                  ) -> tuple[dict, dict]: # results, arrays of the example films
     "Choose thresholds on validation films, measure on test films; `results` is mode -> what `evaluate` gives."
     valid, test = part(films, 'valid'), part(films, 'test')
     points, scores, rows = operating_points(scorer, valid), maps_of(scorer, test), example_rows(test)
@@ -522,7 +584,9 @@ def _slug(name:str) -> str:
     "A name as a folder."
     return name.lower().replace(' ', '-')
 
-def run_one(name:str, disease:str, films:Callable, # () -> Films, asked only where something is to be trained
+def run_one(name:str, # a row of `BASELINES` or of `METHODS`
+            disease:str, # what the diseased films have; names the folder
+            films:Callable, # () -> Films, asked only where something is to be trained
             out:Path, # folder of the benchmark
             settings:dict, # size, films, profile, seed: a run with other settings is made anew
            ) -> dict: # what is in metrics.json
@@ -545,7 +609,11 @@ def run_one(name:str, disease:str, films:Callable, # () -> Films, asked only whe
     return read_metrics(folder)
 
 # %% ../nbs/06_baselines.ipynb #a8da1c5e
-def benchmark_settings(profile:str='auto', size:int=0, films:int=0, seed:int=0) -> dict: # size, films a class, profile, seed
+def benchmark_settings(profile:str='auto', # 'auto', or a row of `PROFILES`
+                       size:int=0, # height of the films in pixels, divisible by 8; 0: the profile's
+                       films:int=0, # films a class; 0: the profile's
+                       seed:int=0, # seed of every draw
+                      ) -> dict: # size, films a class, profile, seed
     "Checked settings; 0 is the profile's own, 'auto' is 'gpu' where there is one and 'cpu' elsewhere."
     if profile == 'auto': profile = 'gpu' if torch.cuda.is_available() else 'cpu'
     row = PROFILES[one_of('profile', profile, PROFILES)]
@@ -563,7 +631,8 @@ def method_names(kind:str, # 'method' or 'disease'
 
 # %% ../nbs/06_baselines.ipynb #23e0b913
 def benchmark(out:Path|str='reports/benchmark', # folder, from the project's root
-              diseases=DISEASES, methods=None, # names; None is every baseline and every method of ours
+              diseases=DISEASES, # names of phantom diseases
+              methods=None, # names; None is every baseline and every method of ours
               settings:dict=None, # from `benchmark_settings`
              ) -> dict: # disease -> method -> metrics
     "Train and score every method on every disease of the phantom; what is there already is kept. Writes the tables and figures."
@@ -595,7 +664,10 @@ def long_table(found:dict, # from `benchmark`
             for mode, result in m['results'].items() for metric, value in result.items() if metric != 'about']
     return pd.DataFrame(rows)
 
-def wide_table(found:dict, metric:str='dice', mode:str=MODES[0]) -> pd.DataFrame: # methods by diseases, text with interval
+def wide_table(found:dict, # from `benchmark`
+               metric:str='dice', # one of `COLUMNS`
+               mode:str=MODES[0], # one of `MODES`: how the threshold was chosen
+              ) -> pd.DataFrame: # methods by diseases, text with interval
     """One metric of every method on every disease, floors first and the ceiling last;
     the last column is the training time by the clock, the median over diseases."""
     names = list(dict.fromkeys(name for methods in found.values() for name in methods))
@@ -608,7 +680,8 @@ def wide_table(found:dict, metric:str='dice', mode:str=MODES[0]) -> pd.DataFrame
     return table.rename_axis('method')
 
 # %% ../nbs/06_baselines.ipynb #aeab89a5
-def to_markdown(table:pd.DataFrame) -> str:
+def to_markdown(table:pd.DataFrame, # of text; its index is the first column
+               ) -> str:
     "A table of text as Markdown."
     lines = [[table.index.name or '', *table.columns], ['---']*(table.shape[1] + 1),
              *([i, *row] for i, row in zip(table.index, table.to_numpy()))]
@@ -618,7 +691,9 @@ TABLES = {'dice': 'Dice at the frozen threshold', 'pixel_ap': 'pixel average pre
           'marked_healthy': 'share of healthy films that is marked'}
 
 # %% ../nbs/06_baselines.ipynb #bb1b3627
-def write_tables(found:dict, out:Path) -> Path: # the Markdown file
+def write_tables(found:dict, # from `benchmark`
+                 out:Path, # folder of the benchmark
+                ) -> Path: # the Markdown file
     "Write results.csv, results.json and results.md, and the two kinds of figure."
     out = Path(out)
     table = long_table(found).round(5)
@@ -648,7 +723,10 @@ def write_tables(found:dict, out:Path) -> Path: # the Markdown file
     return out/'results.md'
 
 # %% ../nbs/06_baselines.ipynb #37cf1c40
-def figure_benchmark(found:dict, metric:str='dice', mode:str=MODES[0]) -> plt.Figure:
+def figure_benchmark(found:dict, # from `benchmark`
+                     metric:str='dice', # one of `COLUMNS`
+                     mode:str=MODES[0], # one of `MODES`: how the threshold was chosen
+                    ) -> plt.Figure:
     "One panel a disease: value and interval of every method, the ceiling as a line."
     fig, axes = plt.subplots(1, len(found), figsize=(2.3*len(found) + 1.4, 3.4), sharey=True, squeeze=False, layout='constrained')
     names = list(wide_table(found).index)
@@ -667,7 +745,10 @@ def figure_benchmark(found:dict, metric:str='dice', mode:str=MODES[0]) -> plt.Fi
     return fig
 
 # %% ../nbs/06_baselines.ipynb #619bd848
-def figure_maps(found:dict, disease:str, out:Path) -> plt.Figure:
+def figure_maps(found:dict, # from `benchmark`
+                disease:str, # one of `found`
+                out:Path, # folder of the benchmark, from the project's root
+               ) -> plt.Figure:
     "Maps of every method on the same four test films, truth and mask outlined."
     kept = {n: np.load(project_root()/out/disease/_slug(n)/'examples.npz') for n, m in found[disease].items() if 'failed' not in m}
     order = [n for n in wide_table({disease: found[disease]}).index if n in kept]

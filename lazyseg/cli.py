@@ -48,8 +48,10 @@ def find_notebook(name:str, # of a notebook in the folder `nbs`
 
 def run_notebook(notebook:Path, # from `find_notebook`
                  out:Path, # the executed notebook; as far as it came, where it stops
-                 parameters:dict, progress:bool=True, # show a bar over the cells
-                 **how): # further ones for `papermill.execute_notebook`
+                 parameters:dict, # {name: value}, for the notebook's cell of parameters
+                 progress:bool=True, # show a bar over the cells
+                 **how, # further ones for `papermill.execute_notebook`
+                ):
     "Run a notebook from the project's root. What stops it becomes a `LazysegError`."
     import papermill, zmq
     from traitlets.config import Config
@@ -101,7 +103,7 @@ def _headline_of(results:dict) -> str: # {method: what `evaluate` gave}
             f"{results_table(results, columns).T.to_string()}")
 
 # %% ../nbs/cli.ipynb #cd8dd150
-def options_train(p):
+def options_train(p): # the command's parser, to which they are added
     "What `lazyseg train` takes."
     p.add_argument('disease', help='pneumonia, edema, emphysema or hernia; with films of your own, the label to learn')
     p.add_argument('--method', default='lazyseg', help='lazyseg, cyclegan or paper')
@@ -152,7 +154,9 @@ def _run_train(json=False, quiet=False, **parameters):
     return 0
 
 # %% ../nbs/cli.ipynb #ba4eb18e
-def sweep_lines(diseases:list, methods:list, seeds:list, # every combination is a run
+def sweep_lines(diseases:list, # names; with films of your own, the labels to learn
+                methods:list, # rows of `METHODS`
+                seeds:list, # whole numbers; every combination is a run
                 out='reports/sweep', # each seed gets a folder in it
                 **shared, # further options of `lazyseg train`
                ) -> list: # of lists of words, each of them a command
@@ -227,12 +231,16 @@ def _run_report(json=False, quiet=False, diseases=(), methods=(), sizes=(), **pa
     return int(bool(failed))
 
 # %% ../nbs/cli.ipynb #501116e3
-def film_key(path:Path) -> str:
+def film_key(path:Path, # of a film
+            ) -> str:
     "What a film is called in what is written: the start of its file's sha256."
     try: return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     except OSError as e: raise LazysegError(f"{path} can't be read: {e.strerror}.") from e
 
-def film_names(paths:list, names:bool) -> list:
+# %% ../nbs/cli.ipynb #e12f39ae
+def film_names(paths:list, # of films
+               names:bool, # call films by their files' names
+              ) -> list: # of strings and None
     "A name for each film: its key, or its file's own name, with a number where two share it. None where the file can't be read."
     def key(path):
         try: return film_key(path)
@@ -247,7 +255,13 @@ def film_names(paths:list, names:bool) -> list:
         out.append(name)
     return out
 
-def name_fault(error:LazysegError, path:Path, number:int, total:int, names:bool) -> tuple: # for the message, for the table
+# %% ../nbs/cli.ipynb #bd85d7db
+def name_fault(error:LazysegError, # what went wrong
+               path:Path, # of a film
+               number:int, # of the film, from 1
+               total:int, # how many films there are
+               names:bool, # call films by their files' names
+              ) -> tuple: # for the message, for the table
     """A fault with its film. Unless `names`, the table's words name nothing;
     messages name the path on a terminal, where they are seen and gone."""
     reason = str(error).replace(str(path), 'it').replace(path.name, 'it')
@@ -302,7 +316,9 @@ def _write_result(out:Path, key:str, path:Path, result, about:dict, dicom:bool) 
                       warnings='; '.join(result.warnings), fault='')
 
 # %% ../nbs/cli.ipynb #a8b90ef3
-def segment_batch(job:dict, paths:list, first:int, # number of the first film
+def segment_batch(job:dict, # from `_start`
+                  paths:list, # of films
+                  first:int, # number of the first film, from 1
                  ): # yields rows
     "Mark a few films; those whose results are there already are left alone."
     todo = []
@@ -332,7 +348,8 @@ def say_warnings(rows:list): # of `segment_batch`
     for films in kinds.values(): _say(f"Warning for {len(films)} of {len(rows)} films, such as {films[0][0]}: {films[0][1]}")
 
 # %% ../nbs/cli.ipynb #68d5c4ff
-def check_model(folder:Path) -> str: # 'panel.json' or 'settings.json', whichever the folder holds
+def check_model(folder:Path, # of a model or a panel
+               ) -> str: # 'panel.json' or 'settings.json', whichever the folder holds
     "What kind of model a folder holds."
     for name in ('panel.json', 'settings.json'):
         if (Path(folder)/name).is_file(): return name
@@ -388,7 +405,8 @@ def segment(films:list, # paths of films and folders
             names:bool=False, # call films by their files' names
             lungs=None, # folder of lung masks named like the films, for a model that needs them
             own_lungs:bool=False, # never let the network find lungs
-            quiet:bool=False) -> dict: # {films, kept, faults, warned, out, rows}
+            quiet:bool=False, # show no bar
+           ) -> dict: # {films, kept, faults, warned, out, rows}
     "Mark all films; a row and two pictures for each. A film that can't be read is named, and the rest go on."
     kind = check_model(model := model or demo_folder()) # before the slow imports
     if kind == 'panel.json' and (dicom or threshold is not None):
@@ -451,12 +469,16 @@ def _films_to_measure(segmenter, source, data, where, disease, split, bad, films
     return found
 
 # %% ../nbs/cli.ipynb #c1a0ac6a
-def evaluate(model, source='phantom', data='', where='', disease='', # as for `train`; the model's own disease when empty
+def evaluate(model, # a model's folder
+             source='phantom', # phantom, table, folder, pneumonia, nih ...: see `get_source`
+             data='', # folder or table of the films; the phantom needs none
+             where='', # a query that keeps a part of the table; not for the phantom
+             disease='', # the label that diseased films carry; the model's own when empty
              split='test', # train, valid, test or all
              bad='stop', # a film that can't be read, or on which no lungs are found: 'stop', or 'skip' it
              films:int=200, # phantom films a class
-             seed:int=None, # of the phantom's films and of a split by patients; None: what keeps the model's training films out of the test
-            ) -> dict: # {model, films, credit, results}
+             seed:int=None, # seed of every draw; None: one that keeps the model's training films out of the test
+            ) -> dict: # {model, source, split, credit, distance, results}
     "Measure a model on films with labels."
     import numpy as np
     from lazyseg.evaluation import evaluate as measure_all
@@ -502,8 +524,15 @@ def _write_json(path, what:dict):
     with whole_file(path) as p: p.write_text(json.dumps(what, indent=1, allow_nan=False) + '\n', encoding='utf-8')
 
 # %% ../nbs/cli.ipynb #e051b260
-def audit(source='folder', data='', where='', disease='pneumonia', out='audit', size=64, most=2000, names=False,
-         ) -> dict: # counts, shortcuts, faults
+def audit(source='folder', # phantom, table, folder, pneumonia, nih ...: see `get_source`
+          data='', # folder or table of the films; the phantom needs none
+          where='', # a query that keeps a part of the table; not for the phantom
+          disease='pneumonia', # the label that diseased films carry
+          out='audit', # folder for audit.png and audit.json
+          size=64, # height of the films in pixels, for the look at shortcuts
+          most=2000, # films that are opened at most, evenly spread
+          names=False, # name the file of a film that can't be read
+         ) -> dict: # {films, counts, shortcuts, faults, out}
     "Look at a set of films; writes `audit.png` and `audit.json` into `out`."
     import matplotlib
     matplotlib.use('agg')
@@ -545,7 +574,13 @@ def _run_audit(json=False, quiet=False, **given):
     return 0
 
 # %% ../nbs/cli.ipynb #966efce2
-def write_phantom(disease='pneumonia', n=10, out='phantom', size=256, seed=0, quiet=False) -> dict:
+def write_phantom(disease='pneumonia', # pneumonia, edema, emphysema or hernia
+                  n=10, # films a class
+                  out='phantom', # folder for films/, truth/, lungs/ and films.csv
+                  size=256, # height and width of the films in pixels
+                  seed=0, # seed of every draw
+                  quiet=False, # show no bar
+                 ) -> dict: # {films, out, table, credit}
     "Write `n` healthy and `n` diseased films with truth and lungs, as PNG, and films.csv. Films that are there already are kept."
     from PIL import Image
     from lazyseg.core import one_of
@@ -607,7 +642,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 # %% ../nbs/cli.ipynb #b5a5379c
-def main(args=None) -> int: # exit code: see `_CODES`
+def main(args=None, # words after `lazyseg`; None: those of this process
+        ) -> int: # exit code: see `_CODES`
     "The command `lazyseg`."
     p = parser()
     given = vars(p.parse_args(args))

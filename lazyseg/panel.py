@@ -62,8 +62,11 @@ class Several(Films):
         return np.array([[d.lower() in labels for d in self.diseases] for labels in label_sets(self.table.labels)],
                         bool).reshape(len(self), -1)
 
-def several_films(n:int=3500, size:int=64, seed:int=0, **settings # of `several_arrays`
-                 ) -> Several: # truth is that of any disease
+def several_films(n:int=3500, # films in all
+                  size:int=64, # height of the films in pixels
+                  seed:int=0, # seed of every draw
+                  **settings, # for `several_arrays`: aspect, label_noise, shifted ...
+                 ) -> Several: # with `truths`, a mask for each disease
     "Films of the phantom with none, one or two of its four diseases."
     table, arrays = several_arrays(n, size, seed, **settings)
     return Several(arrays['film'], table.assign(has_truth=True), lungs=arrays['lungs'], truths=arrays['truths'], credit=CREDIT)
@@ -71,9 +74,10 @@ def several_films(n:int=3500, size:int=64, seed:int=0, **settings # of `several_
 # %% ../nbs/08_several_diseases.ipynb #1727855a
 WAYS = dict(healthy="against healthy films", without="against films without it") # the paper's first way, and its remedy
 
-def one_disease(films:Several, disease:str, # one of `films.diseases`
+def one_disease(films:Several, # all films
+                disease:str, # one of `films.diseases`
                 way:str='without', # one of `WAYS`: what the diseased films are held against
-                seed:int=0, # which of the training films without the disease
+                seed:int=0, # seed of every draw: which training films without the disease are taken
                ) -> Films: # domains for `fit_method`, with the truth of this disease
     "Two domains. Both ways get the same diseased films, and as many training films to hold them against as there are healthy ones."
     one_of('disease', disease, films.diseases), one_of('way', way, WAYS)
@@ -116,20 +120,24 @@ class Diagnosis:
     high: np.ndarray = None # (K,) from this one on it is present
 
     @torch.no_grad()
-    def logits(self, views:np.ndarray) -> np.ndarray: # (N, H, W) uint8 -> (N, K)
+    def logits(self, views:np.ndarray, # (N, H, W) uint8
+              ) -> np.ndarray: # (N, K)
         device = next(self.model.parameters()).device
         return np.concatenate([self.model.eval()(as_floats(views[i:i + 256]).to(device)).float().cpu().numpy()
                                for i in range(0, len(views), 256)])
 
-    def __call__(self, views:np.ndarray) -> np.ndarray: # (N, H, W) uint8 -> (N, K) 0..1
+    def __call__(self, views:np.ndarray, # (N, H, W) uint8
+                ) -> np.ndarray: # (N, K), 0..1
         "The calibrated probability of each disease."
         return 1/(1 + np.exp(-(self.slope*self.logits(views) + self.shift)))
 
-    def states(self, probability:np.ndarray) -> np.ndarray: # (N, K) -> (N, K): `ABSENT`, `UNSURE` or `PRESENT`
+    def states(self, probability:np.ndarray, # (N, K), 0..1
+              ) -> np.ndarray: # (N, K): `ABSENT`, `UNSURE` or `PRESENT`
         return np.where(probability >= self.high, PRESENT, np.where(probability < self.low, ABSENT, UNSURE))
 
 # %% ../nbs/08_several_diseases.ipynb #bdef297f
-def calibrate_diagnosis(diagnosis:Diagnosis, views, # (N, H, W) uint8, validation films
+def calibrate_diagnosis(diagnosis:Diagnosis, # with a trained network; its other numbers are made anew
+                        views, # (N, H, W) uint8, validation films
                         has, # (N, K) bool, their labels
                         miss:float=.05, # share of the films with a disease that may be called absent
                         alarm:float=.05, # share of the films without it that may be called present
@@ -150,7 +158,11 @@ def calibrate_diagnosis(diagnosis:Diagnosis, views, # (N, H, W) uint8, validatio
     return replace(diagnosis, slope=slope, shift=shift, low=low, high=high)
 
 # %% ../nbs/08_several_diseases.ipynb #3cecc71a
-def fit_diagnosis(films:Several, epochs:int=12, seed:int=0, lr:float=3e-3) -> Diagnosis:
+def fit_diagnosis(films:Several, # all films; the training and the validation films are used
+                  epochs:int=12, # passes over the training films
+                  seed:int=0, # seed of every draw
+                  lr:float=3e-3, # the top of the one-cycle schedule
+                 ) -> Diagnosis:
     "Learn from the labels of the training films, calibrate on the validation films."
     train, valid = films.split('train'), films.split('valid')
     loader = ArrayLoader(train.film, train.has.astype(np.float32), bs=32, train=True)
@@ -161,27 +173,40 @@ def fit_diagnosis(films:Several, epochs:int=12, seed:int=0, lr:float=3e-3) -> Di
     return calibrate_diagnosis(Diagnosis(model, films.diseases), valid.film, valid.has)
 
 # %% ../nbs/08_several_diseases.ipynb #67dead6d
-def calibration_error(weights, p, has, bins:int=10) -> np.ndarray: # (n, N), (N,), (N,) -> (n,)
+def calibration_error(weights, # (n, N) how often each film takes part in each draw
+                      p, # (N,) stated probability, 0..1
+                      has, # (N,) bool, whether it is so
+                      bins:int=10, # into how many groups the films are sorted by `p`
+                     ) -> np.ndarray: # (n,), 0..1
     "How far the stated probability is from how often it is so: mean over bins of equally many films (expected calibration error)."
     edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1))[1:-1])
     which = np.searchsorted(edges, p, side='right')
     inside = np.eye(len(edges) + 1)[which]
     return np.abs((weights*(p - has)) @ inside).sum(1)/weights.sum(1)
 
-def with_interval(draws) -> dict: # (1 + n,), the films as they are first, then bootstrap draws -> {value, low, high}
+def with_interval(draws, # (1 + n,), the films as they are first, then bootstrap draws; nan where not defined
+                 ) -> dict: # {value, low, high}; None where not defined
     "A number and its 95% interval over the draws in which it is defined."
     left = np.asarray(draws)[1:][np.isfinite(draws[1:])]
     low, high = np.quantile(left, [.025, .975]).tolist() if len(left) else (None, None)
     return dict(value=float(draws[0]) if np.isfinite(draws[0]) else None, low=low, high=high)
 
-def draws_of(patients, n_boot:int=1000, seed:int=0): # (1 + n_boot, N): how often each film takes part
+def draws_of(patients, # (N,) whose film it is
+             n_boot:int=1000, # bootstrap draws
+             seed:int=0, # seed of every draw
+            ): # (1 + n_boot, N): how often each film takes part
     "Bootstrap draws of patients, with the films as they are before them."
     return np.concatenate([np.ones((1, len(patients))), patient_draws(patients, n_boot, seed)])
 
 # %% ../nbs/08_several_diseases.ipynb #da8cb951
 def measure_diagnosis(diseases, # K names
-                      probability, states, has, # (N, K) each: 0..1, `ABSENT` `UNSURE` `PRESENT`, bool
-                      patients, n_boot:int=1000, seed:int=0) -> dict: # {disease: {metric: {value, low, high}}}
+                      probability, # (N, K), 0..1
+                      states, # (N, K) `ABSENT`, `UNSURE` or `PRESENT`
+                      has, # (N, K) bool, which film carries which label
+                      patients, # (N,) whose film it is
+                      n_boot:int=1000, # bootstrap draws
+                      seed:int=0, # seed of every draw
+                     ) -> dict: # {disease: {metric: {value, low, high}}}
     """How good the diagnosis is, with 95% intervals over patients.
     Accuracy, sensitivity and specificity say yes from a probability of one half on."""
     weights, out = draws_of(patients, n_boot, seed), {}
@@ -199,7 +224,11 @@ def measure_diagnosis(diseases, # K names
     return out
 
 # %% ../nbs/08_several_diseases.ipynb #6abfac43
-def cross_diagnose(films:Several, folds:int=3, epochs:int=8, seed:int=0) -> tuple: # probability and state, (N, K) both
+def cross_diagnose(films:Several, # all films
+                   folds:int=3, # parts into which the patients are dealt; each is diagnosed by a model of the others
+                   epochs:int=8, # passes over the training films
+                   seed:int=0, # seed of every draw
+                  ) -> tuple: # probability and state, (N, K) both
     "For a few films, which are all needed: each is diagnosed by a model that has seen nothing of its patient."
     fold = np.array([patient_hash(p, seed) % folds for p in films.table.patient])
     probability, states = np.zeros(films.has.shape), np.zeros(films.has.shape, int)
@@ -212,7 +241,8 @@ def cross_diagnose(films:Several, folds:int=3, epochs:int=8, seed:int=0) -> tupl
     return probability, states
 
 # %% ../nbs/08_several_diseases.ipynb #517cd2cb
-def count_marks(masks, truths, # (N, K, H, W) both
+def count_marks(masks, # (N, K, H, W), true where each disease is marked
+                truths, # (N, K, H, W), true where each disease is
                # on: (N, K, K + 1) pixels of each disease's marks that lie on itself, on each other disease, on nothing; true: (N, K)
                ) -> dict:
     "Where each disease's marks lie. A pixel where two diseases are, one of them the marked one, is right."
@@ -230,7 +260,7 @@ def count_marks(masks, truths, # (N, K, H, W) both
 
 # %% ../nbs/08_several_diseases.ipynb #93016719
 def mark_draws(counts:dict, # from `count_marks`
-               weights, # (n, N)
+               weights, # (n, N) how often each film takes part in each draw
               ) -> dict: # {metric: (n, ...)}
     "Dice of each disease, the confusion of each with each, and what lies on another disease, on every draw."
     on, true, k = counts['on'], counts['true'], counts['true'].shape[1]
@@ -249,14 +279,23 @@ def _mean_of(values): # (n, K), nan where not defined -> (n,)
     with np.errstate(invalid='ignore'): return np.where(there, values, 0).sum(1)/there.sum(1)
 
 # %% ../nbs/08_several_diseases.ipynb #9c99108e
-def measure_marks(counts:dict, patients, chosen=None, # (N,) bool: which films; all
-                  n_boot:int=1000, seed:int=0) -> dict: # nested lists of {value, low, high}
+def measure_marks(counts:dict, # from `count_marks`
+                  patients, # (N,) whose film it is
+                  chosen=None, # (N,) bool: which films; None: all
+                  n_boot:int=1000, # bootstrap draws
+                  seed:int=0, # seed of every draw
+                 ) -> dict: # nested lists of {value, low, high}
     "Everything in `mark_draws` with 95% intervals over patients."
     draws = _draws(counts, patients, chosen, n_boot, seed)
     return {name: _intervals(v) for name, v in draws.items()}
 
-def compare_marks(a:dict, b:dict, # counts of two methods on the same films
-                  patients, chosen=None, n_boot:int=1000, seed:int=0) -> dict: # a - b
+def compare_marks(a:dict, # from `count_marks`, of one method
+                  b:dict, # from `count_marks`, of another method on the same films
+                  patients, # (N,) whose film it is
+                  chosen=None, # (N,) bool: which films; None: all
+                  n_boot:int=1000, # bootstrap draws
+                  seed:int=0, # seed of every draw
+                 ) -> dict: # a - b
     "The paired difference of two methods on the same films."
     a, b = (_draws(counts, patients, chosen, n_boot, seed) for counts in (a, b))
     return {name: _intervals(a[name] - b[name]) for name in a}
@@ -287,7 +326,10 @@ def settle(masks, # (..., K, H, W) bool: what each disease's own model marks
 # %% ../nbs/08_several_diseases.ipynb #74a1ebde
 def told_by_area(masks, # (N, K, H, W) bool: what is marked on validation films
                  has, # (N, K) bool, their labels
-                 patients=None, n_boot:int=0, seed:int=0) -> np.ndarray: # (1 + n_boot,), the films as they are first
+                 patients=None, # (N,) whose film it is; None: each film is of another patient
+                 n_boot:int=0, # bootstrap draws
+                 seed:int=0, # seed of every draw
+                ) -> np.ndarray: # (1 + n_boot,), the films as they are first
     """How well the marked area tells films with a disease from films with another: AUROC, the mean over diseases.
     Healthy films, which are easier, do not count unless there is one disease only."""
     rows = np.flatnonzero(has.any(1) if has.shape[1] > 1 else np.full(len(has), True))
@@ -296,7 +338,9 @@ def told_by_area(masks, # (N, K, H, W) bool: what is marked on validation films
     return np.mean([_image_auroc(weights, pd.DataFrame(dict(image_score=a, diseased=y)))
                     for a, y in zip(area.T, has.T) if 0 < y.sum() < len(y)], 0)
 
-def choose_rule(masks, margins, probability, # (N, K, H, W), (N, K, H, W), (N, K): of validation films
+def choose_rule(masks, # (N, K, H, W) bool: what is marked on validation films
+                margins, # (N, K, H, W) float: score through threshold
+                probability, # (N, K) of each disease on the film
                 has, # (N, K) bool, their labels
                ) -> tuple: # the rule, {rule: `told_by_area`}
     "The rule after which marks go best with labels: no outline is needed."
@@ -325,7 +369,7 @@ class Diagnosed:
     marks: np.ndarray # (K, h, w) bool, after the rule for overlap
     distance: float # from the training films
     warnings: list # of strings
-    place: Place = field(repr=False)
+    place: Place = field(repr=False) # the way back to the film's own pixels
 
     @property
     def masks(self): # {disease: (H, W) bool}
@@ -356,7 +400,7 @@ def describe(self:Diagnosed) -> str: # 'edema present 0.97, hernia unsure 0.41'
 class Panel:
     "A diagnosis, and a segmenter for each disease behind it."
     segmenters: dict # {disease: Segmenter}, all of one size and view
-    diagnosis: Diagnosis
+    diagnosis: Diagnosis # of the same diseases, in the same order
     rule: str = 'both' # for pixels that several diseases claim: one of `RULES`
     about: dict = field(default_factory=dict) # way, source, seed, credit ...
     known: KnownFilms = None # what the training films looked like; None: no distance, no warning
@@ -374,7 +418,8 @@ class Panel:
 
     @property
     def diseases(self): return tuple(self.segmenters)
-    def colour(self, disease:str): return COLOURS[self.diseases.index(disease)] # red, green, blue, 0..255
+    def colour(self, disease:str, # one of `diseases`
+              ): return COLOURS[self.diseases.index(disease)] # red, green, blue, 0..255
     @property
     def first(self): return next(iter(self.segmenters.values()))
     @property
@@ -382,17 +427,26 @@ class Panel:
 
 # %% ../nbs/08_several_diseases.ipynb #0990f31f
 @patch
-def prepare(self:Panel, film, lungs=None):
+def prepare(self:Panel, film, # a path or an array
+            lungs=None, # (H, W) bool or a path, where the models' view needs one; without it, the network looks for them
+           ): # (h, w) uint8; Place; list of what is odd
     "A film as the models see it, see `Segmenter`."
     return self.first.prepare(film, lungs)
 
 @patch
-def segment_each(self:Panel, films, lungs=None, batch_size:int=16, bad:str='stop'):
+def segment_each(self:Panel, films, # see `list_films`
+                 lungs=None, # a mask a film, for views that need one; None in its place lets the network find them
+                 batch_size:int=16, # films that go through the networks together
+                 bad:str='stop', # a film that can't be read: 'stop', or 'give' its `LazysegError` in its place and go on
+                ): # yields `Diagnosed`
     "Results one by one, see `Segmenter`."
     return Segmenter.segment_each(self, films, lungs, batch_size, bad)
 
 @patch
-def segment(self:Panel, films, lungs=None, batch_size:int=16): # `Diagnosed`, or a list of them
+def segment(self:Panel, films, # see `list_films`
+            lungs=None, # a mask for one film, a list of masks for several, for views that need them; None lets the network find them
+            batch_size:int=16, # films that go through the networks together
+           ): # `Diagnosed`, or a list of them
     "Diagnose and segment one film or many, see `Segmenter`."
     return Segmenter.segment(self, films, lungs, batch_size)
 
@@ -446,7 +500,8 @@ def palette() -> list: # of 768 numbers, for a PNG of `Diagnosed.labels`
     mix = [np.mean([COLOURS[k] for k in range(8) if value >> k & 1] or [(0, 0, 0)], 0) for value in range(256)]
     return np.round(mix).astype(int).ravel().tolist()
 
-def label_picture(result:Diagnosed) -> Image.Image:
+def label_picture(result:Diagnosed, # what a panel said on one film
+                 ) -> Image.Image:
     "`labels` as a picture whose pixels hold the numbers and show the colours."
     picture = Image.fromarray(result.labels) # one byte a pixel
     picture.putpalette(palette())
@@ -456,7 +511,8 @@ def label_picture(result:Diagnosed) -> Image.Image:
 PANEL_FORMAT = 2 # of the folder; raise it when an older lazyseg could not read it rightly
 
 @patch
-def save(self:Panel, folder:str|Path) -> Path:
+def save(self:Panel, folder:str|Path, # made where it is not there
+        ) -> Path:
     "Write the panel's folder: a model folder for each disease, the diagnosis, and panel.json last."
     folder, d = Path(folder), self.diagnosis
     for name, s in self.segmenters.items(): s.save(folder/name)
@@ -509,7 +565,8 @@ def _read_panel(folder:Path) -> dict:
 # %% ../nbs/08_several_diseases.ipynb #cb59eab9
 @patch(cls_method=True)
 def load(cls:Panel, folder:str|Path, # that `save` wrote
-         device=None) -> Panel:
+         device=None, # where to compute; None: a graphics processor where there is one
+        ) -> Panel:
     "Load a panel's folder. Nothing in it is run; whatever is wrong with it is named in a `LazysegError`."
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise LazysegError(f"There is no panel folder {folder}.")
@@ -534,7 +591,9 @@ def load(cls:Panel, folder:str|Path, # that `save` wrote
     return cls(models, diagnosis, about['rule'], own, known, metrics)
 
 # %% ../nbs/08_several_diseases.ipynb #993e0094
-def load_model(folder, device=None): # a `Panel` or a `Segmenter`
+def load_model(folder, # of a `Panel` or a `Segmenter`, as its `save` wrote it
+               device=None, # where to compute; None: a graphics processor where there is one
+              ): # a `Panel` or a `Segmenter`
     "Whichever of the two the folder holds."
     return (Panel if (Path(folder).expanduser()/'panel.json').is_file() else Segmenter).load(folder, device)
 
@@ -545,9 +604,11 @@ PANELS = { # what a training of a panel costs: nine networks, so less of each
     'gpu': dict(size=128, films=10_000, steps=20_000, epochs=20, width=16, critic_width=32),
 }
 
-def fit_one(films:Several, disease:str, way:str, # see `one_disease`
+def fit_one(films:Several, # all films
+            disease:str, # one of `films.diseases`
+            way:str, # one of `WAYS`: what the diseased films are held against
             profile:str='cpu', # one of `PANELS`
-            seed:int=0,
+            seed:int=0, # seed of every draw
             folder:Path=None, # for what a stopped training needs to go on
            ) -> tuple: # a scorer; {way: operating point}, the threshold by each of `WAYS`
     "One disease's model, trained one way, with its threshold by either."
@@ -565,8 +626,10 @@ def fit_one(films:Several, disease:str, way:str, # see `one_disease`
     return scorer, points
 
 # %% ../nbs/08_several_diseases.ipynb #49665b4a
-def marks_of(scorers:dict, points:dict, # both by disease
-             films) -> tuple: # masks (N, K, H, W) bool, margins (N, K, H, W) float16
+def marks_of(scorers:dict, # {disease: scorer}
+             points:dict, # {disease: operating point}
+             films, # anything with `.film`, a uint8 array (N, H, W)
+            ) -> tuple: # masks (N, K, H, W) bool, margins (N, K, H, W) float16
     "What each model marks on every film, and by how much each pixel exceeds its threshold."
     masks, margins = [], []
     for name, scorer in scorers.items():
@@ -575,7 +638,15 @@ def marks_of(scorers:dict, points:dict, # both by disease
         margins.append((smooth/max(points[name].threshold, 1e-6)).clip(max=1e4).astype(np.float16))
     return np.stack(masks, 1), np.stack(margins, 1)
 
-def make_panel(films:Several, diagnosis:Diagnosis, scorers:dict, points:dict, rule:str, way:str, seed:int=0, metrics:dict=None) -> Panel:
+def make_panel(films:Several, # all films
+               diagnosis:Diagnosis, # of all diseases, calibrated
+               scorers:dict, # {disease: scorer}, from `fit_one`
+               points:dict, # {disease: operating point}
+               rule:str, # one of `RULES`
+               way:str, # one of `WAYS`: how the scorers were trained
+               seed:int=0, # seed of every draw, as it was for `fit_one`
+               metrics:dict=None, # of the run, for metrics.json
+              ) -> Panel:
     "Put a panel together from what was trained."
     models = {}
     for name, scorer in scorers.items():
@@ -585,11 +656,17 @@ def make_panel(films:Several, diagnosis:Diagnosis, scorers:dict, points:dict, ru
     return Panel(models, diagnosis, rule, dict(way=way, source='phantom', seed=seed, credit=films.credit), known, metrics)
 
 # %% ../nbs/08_several_diseases.ipynb #0615f3a0
-def keep_diagnosis(diagnosis:Diagnosis, file:Path, key:dict):
+def keep_diagnosis(diagnosis:Diagnosis, # its network is kept
+                   file:Path, # to write
+                   key:dict, # settings of the training, for JSON
+                  ):
     "So that a run that was stopped need not train it again."
     with whole_file(file) as p: torch.save(dict(key=json.dumps(key), net=diagnosis.model.state_dict()), p)
 
-def kept_diagnosis(films:Several, file:Path, key:dict) -> Diagnosis|None:
+def kept_diagnosis(films:Several, # all films; the validation films are used
+                   file:Path, # that `keep_diagnosis` wrote
+                   key:dict, # settings of the training, for JSON
+                  ) -> Diagnosis|None:
     "What `keep_diagnosis` left, where it was trained with the same `key`; calibrated anew."
     if not Path(file).is_file(): return None
     state = read_state(Path(file))
@@ -601,8 +678,11 @@ def kept_diagnosis(films:Several, file:Path, key:dict) -> Diagnosis|None:
 
 # %% ../nbs/08_several_diseases.ipynb #d214fbe8
 def figure_panel(films, # (N, h, w) uint8
-                 masks, truths, # (N, K, h, w): what is marked, and what is so
-                 diseases:tuple, titles) : # matplotlib Figure
+                 masks, # (N, K, h, w): what is marked
+                 truths, # (N, K, h, w): what is so
+                 diseases:tuple, # K names
+                 titles, # N texts, one over each column
+                ): # matplotlib Figure
     "A row a disease, a column a film: marks in orange, truth in blue; a film's column ends with all marks in their own colours."
     import matplotlib.pyplot as plt
     n, k = len(films), len(diseases)
@@ -630,7 +710,8 @@ def marks_table(run:dict, # metrics.json of `nbs/panel.ipynb`
 
 # %% ../nbs/08_several_diseases.ipynb #c62c1e50
 def figure_confusion(found:dict, # {name: what `measure_marks` gave}
-                     diseases:tuple): # matplotlib Figure
+                     diseases:tuple, # K names
+                    ): # matplotlib Figure
     "Each way as a table: of the marks of a row's model, the share that lies on a column's disease and on none."
     import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(found), figsize=(3.3*len(found), 3), squeeze=False, layout='constrained')
@@ -647,7 +728,8 @@ def figure_confusion(found:dict, # {name: what `measure_marks` gave}
     return fig
 
 # %% ../nbs/08_several_diseases.ipynb #01d7ed16
-def explore_panel(panel:Panel, films, # see `explore`
+def explore_panel(panel:Panel, # whose diseases are shown
+                  films, # see `explore`
                  ): # an ipywidgets box; its attribute `inner` is the box of the disease that is shown
     "What the diagnosis says, and `explore` for the disease that you choose."
     import ipywidgets as widgets # `explore` has asked for it

@@ -66,7 +66,12 @@ class Place:
     lungs_from: str = '' # 'mask' or 'network', where the view needs lungs
 
     @classmethod
-    def of(cls, film, height:int, width:int, view:str='film', lungs=None): # as for `make_view`
+    def of(cls, film, # (H, W), of which only the shape is used
+           height:int, # of the view, in pixels
+           width:int, # of the view, in pixels
+           view:str='film', # one of `VIEWS`: what of the film is seen
+           lungs=None, # (H, W) bool, of the film; not needed for the view 'film'
+          ):
         if one_of('view', view, VIEWS) != 'film' and lungs is None:
             raise LazysegError(f"This model sees the view {view!r}, which needs a lung mask: give one with lungs=.")
         if view == 'lungs': return cls(film.shape, lungs=lungs)
@@ -76,7 +81,8 @@ class Place:
 
 # %% ../nbs/09_your_films.ipynb #f21e07b0
 @patch
-def back(self:Place, image): # (h, w) -> (H, W) float32
+def back(self:Place, image, # (h, w) of the view
+        ): # (H, W) float32
     "A picture of the view at the film's own pixels; 0 where the view shows nothing of the film."
     if self.box is None: return push_back(image, self.lungs)
     (H, W), (h, w), (l, t, r, b) = self.shape, image.shape, self.box
@@ -121,11 +127,13 @@ def _is_coloured(picture:np.ndarray, # (H, W, 3) numbers of one scale
 # %% ../nbs/09_your_films.ipynb #1a70d576
 _FILM_MODALITIES = ('CR', 'DX', 'DR', 'RG', 'RF', 'XA', 'OT', 'SC') # DICOM's names for what may hold a chest film
 
-def is_dicom(path:Path) -> bool:
+def is_dicom(path:Path, # of a file
+            ) -> bool:
     "Whether a file is DICOM, by its mark or its ending."
     with open(path, 'rb') as f: return f.read(132)[128:] == b'DICM' or Path(path).suffix.lower() in ('.dcm', '.dicom')
 
-def file_notes(path:Path) -> list: # of strings
+def file_notes(path:Path, # of a picture or a DICOM file
+              ) -> list: # of strings
     "What is odd about a film file, as its colours or its DICOM header show."
     if not is_dicom(path):
         with Image.open(path) as picture:
@@ -144,7 +152,8 @@ def file_notes(path:Path) -> list: # of strings
     return notes
 
 # %% ../nbs/09_your_films.ipynb #70808aaa
-def is_film(path:Path) -> bool:
+def is_film(path:Path, # of a file
+           ) -> bool:
     "Whether a file could be a film, by its ending, or by the mark of DICOM where there is no ending."
     path = Path(path)
     if path.name.startswith('.') or not path.is_file(): return False
@@ -196,7 +205,9 @@ class KnownFilms:
     edge: float # the distance that one in a hundred held-out films exceeds, before dividing by it
 
     @classmethod
-    def of(cls, films, held_out): # both (N, H, W) uint8
+    def of(cls, films, # (N, H, W) uint8, training films, ten or more
+           held_out, # (M, H, W) uint8, films that are not among them, one or more
+          ):
         "Learn from training films; set the unit by films held out."
         if len(films) < 10 or not len(held_out):
             raise LazysegError(f"{len(films)} films and {len(held_out)} held out are too few to say what films look like.")
@@ -213,20 +224,23 @@ class KnownFilms:
 
 # %% ../nbs/09_your_films.ipynb #b691b0dc
 @patch
-def off(self:KnownFilms, what): # (N, 270) -> squares along the directions, in spreads, and off them
+def off(self:KnownFilms, what, # (N, 270) of `describe_films`
+       ): # (N,) mean square along the directions, in spreads; (N,) mean square off them
     "How far descriptions are from the mean, in two parts."
     z = (what - self.mean)/self.scale
     along = z @ self.axes.T
     return ((along/self.spread)**2).mean(1), ((z - along @ self.axes)**2).mean(1)
 
 @patch
-def measure(self:KnownFilms, what): # (N, 270) -> (N,)
+def measure(self:KnownFilms, what, # (N, 270) of `describe_films`
+           ): # (N,)
     "1 is the edge of the ordinary: one held-out film in a hundred lies beyond."
     along, off = self.off(what)
     return np.sqrt(along + off/self.rest**2)/self.edge
 
 @patch
-def distance(self:KnownFilms, films): # (N, H, W) uint8 -> (N,)
+def distance(self:KnownFilms, films, # (N, H, W) uint8
+            ): # (N,)
     "`measure` of films that were not described yet."
     return self.measure(describe_films(films))
 
@@ -356,7 +370,12 @@ class Segmenter:
     own_lungs: bool = False # take lung masks that are given, and never the network's
 
     @classmethod
-    def of_run(cls, scorer, point, settings, films, metrics=None, calibration=None): # `Settings`, `Films` with splits
+    def of_run(cls, scorer, # from `fit_method`
+               point, # chosen on validation films
+               settings, # `Settings` of the run
+               films, # `Films` with splits
+               metrics=None, # of the run, for the model card
+               calibration=None): # applied to the scores before the operating point
         "What a training run leaves: describes its films, and notes what it was."
         from lazyseg.data import lung_counts # here, since using a model needs none of that chapter
         held_out = films.split('valid')
@@ -367,7 +386,6 @@ class Segmenter:
                      films={('diseased' if sick else 'healthy'): dict(films=int(n), patients=int(p)) for sick, n, p in count.itertuples()})
         known = KnownFilms.of(films.split('train').film[:], held_out.film[:]) if len(films.split('train')) >= 10 else None
         return cls(scorer, point, about, known, calibration, metrics)
-
     @property
     def size(self): return self.about['size'], self.about['width'] # (h, w) that the model sees
 
@@ -454,7 +472,10 @@ def segment_each(self:Segmenter, films, # see `list_films`
 
 # %% ../nbs/09_your_films.ipynb #c4785986
 @patch
-def segment(self:Segmenter, films, lungs=None, batch_size:int=16): # `Segmented`, or a list of them
+def segment(self:Segmenter, films, # see `list_films`
+            lungs=None, # a mask for one film, a list of masks for several, for views that need them; None lets the network find them
+            batch_size:int=16, # films that go through the networks together
+           ): # `Segmented`, or a list of them
     "Segment one film, given as an array or a path, or many: a list, a folder, `Films`."
     one = list_films(films)[1]
     found = list(self.segment_each(films, [lungs] if one and lungs is not None else lungs, batch_size))
@@ -464,14 +485,16 @@ def segment(self:Segmenter, films, lungs=None, batch_size:int=16): # `Segmented`
 FORMAT = 2 # of the folder; raise it when an older lazyseg could not read it rightly
 NOTE = 'A research tool. Not a medical device.'
 
-def sha256(path:Path) -> str:
+def sha256(path:Path, # of a file
+          ) -> str:
     "Of a file's bytes."
     found = hashlib.sha256()
     with open(path, 'rb') as f:
         while piece := f.read(1 << 20): found.update(piece)
     return found.hexdigest()
 
-def narrowed(numbers:Tensor) -> Tensor:
+def narrowed(numbers:Tensor, # of any shape and kind
+            ) -> Tensor:
     "With 16 bits, where these hold every number exactly, as they do after `round_weights`."
     half = numbers.half() if numbers.is_floating_point() else numbers
     return half if torch.equal(half.to(numbers), numbers) else numbers
@@ -552,7 +575,8 @@ def model_card(about:dict, # settings.json
 # %% ../nbs/09_your_films.ipynb #2983cd55
 BIGGEST_FILE = {'.json': 10_000_000, '.safetensors': 1_000_000_000} # bytes; no model of ours comes near
 
-def read_json(file:Path) -> object:
+def read_json(file:Path, # of a model's folder
+             ) -> object:
     "What a JSON file of a model's folder holds."
     if file.stat().st_size > BIGGEST_FILE['.json']:
         raise LazysegError(f"{file} is {file.stat().st_size:,} bytes: too large for what it should hold.")
@@ -560,7 +584,10 @@ def read_json(file:Path) -> object:
     except (ValueError, RecursionError) as e:
         raise LazysegError(f"{file} is not JSON any more ({str(e)[:100]}): it was cut off or changed by hand.") from e
 
-def check_fields(given:dict, need:dict, what:str): # name -> type; for a number, (type, smallest, largest)
+def check_fields(given:dict, # {name: value}, as read from a file
+                 need:dict, # {name: type}; for a number, (type, smallest, largest)
+                 what:str, # where the fields stand, for messages
+                ):
     "Raise a `LazysegError` unless `given` has all of `need`; `what` says where they stand."
     for name, kind in need.items():
         kind, low, high = kind if isinstance(kind, tuple) else (kind, None, None)
@@ -591,7 +618,10 @@ def _read_settings(folder:Path) -> dict:
     return about
 
 # %% ../nbs/09_your_films.ipynb #d9f27262
-def read_numbers(folder:Path, name:str, said:str) -> dict: # name -> tensor
+def read_numbers(folder:Path, # of a model or a panel
+                 name:str, # of the file in it
+                 said:str, # its sha256, by the settings
+                ) -> dict: # name -> tensor
     "A safetensors file that has to be the one that was saved."
     file = Path(folder)/name
     if not file.is_file(): raise LazysegError(f"{file} is missing, though settings.json names it: copy the whole folder.")
@@ -611,7 +641,8 @@ def read_numbers(folder:Path, name:str, said:str) -> dict: # name -> tensor
 def fill_network(make, # makes the network that the settings describe
                  part:str, # its name in the file
                  numbers:dict, # {name: tensor} of the file
-                 file:Path, settings:Path, # named where they do not fit
+                 file:Path, # that holds the numbers, for messages
+                 settings:Path, # file that describes the network, for messages
                 ) -> torch.nn.Module: # in 32 bits; 16 are enough on disk
     """A network with its saved weights.
     Shapes are laid out without memory first, so that whatever size is claimed, nothing is made before it is known to fit."""
@@ -655,7 +686,8 @@ KNOWN = {k: (sum(GROUPS),) for k in ('mean', 'scale')} | dict(axes=('k', sum(GRO
 def take_numbers(kind, # `KnownFilms` or `Calibration`
                  parts:dict|None, # {name: tensor} of a file
                  shapes:dict, # {name: shape}; a 'k' is the length of `spread`
-                 file:Path): # a `kind`, or None where there are no numbers
+                 file:Path, # that holds the numbers, for messages
+                ): # a `kind`, or None where there are no numbers
     "What stands in a file beside the networks, checked."
     if not parts: return None
     k = len(parts['spread']) if parts.get('spread') is not None and parts['spread'].ndim else 0
@@ -685,7 +717,7 @@ def _build_rest(about:dict, known:dict, weights:dict, folder:Path) -> tuple: # O
 # %% ../nbs/09_your_films.ipynb #2a8b16ab
 @patch(cls_method=True)
 def load(cls:Segmenter, folder:str|Path, # that `save` wrote
-         device=None, # where to compute: a graphics processor where there is one
+         device=None, # where to compute; None: a graphics processor where there is one
         ) -> Segmenter:
     "Load a model's folder. Nothing in it is run; whatever is wrong with it is named in a `LazysegError`."
     folder = Path(os.path.expanduser(folder))
@@ -811,7 +843,9 @@ def _as_png(picture:np.ndarray) -> bytes:
 # %% ../nbs/09_your_films.ipynb #079095c5
 class Explorer:
     "The pictures behind `explore`: those that do not change are kept."
-    def __init__(self, segmenter:Segmenter, films):
+    def __init__(self, segmenter:Segmenter, # marks the films
+                 films, # see `list_films`
+                ):
         self.point = segmenter.point
         self.found = list(segmenter.segment_each(films))
         self.smooth = [self.point.smooth(r.scores[None])[0] for r in self.found]
@@ -820,21 +854,28 @@ class Explorer:
         self.kept = [(grey(r.seen), grey(r.counterpart), _panel(_colours(s, self.top), smooth=False))
                      for r, s in zip(self.found, self.smooth)]
 
-    def draw(self, i:int, threshold:float, opacity:float) -> tuple: # PNG bytes, mask (h, w)
-        "Film, counterpart, score and mask, side by side."
-        film, other, scores = self.kept[i]
-        mask = replace(self.point, threshold=threshold).cut(self.smooth[i][None])[0]
-        large = _panel(mask.astype(np.uint8)*255, smooth=False)[..., 0] > 0
-        marked = warn_on(draw_mask(film[..., 0]/255, large, SHOWN, opacity), self.found[i].warnings, words=False) # they stand below
-        gap = np.full((SHOWN, 8, 3), 255, np.uint8)
-        return _as_png(np.hstack([film, gap, other, gap, scores, gap, marked])), mask
-
-    def describe(self, i:int, mask) -> str:
+    def describe(self, i:int, # number of the film, from 0
+                 mask, # (h, w) bool, from `draw`
+                ) -> str: # HTML
         r = self.found[i]
         distance = '' if np.isnan(r.distance) else f', distance {r.distance:.2f} (above 1 is odd)'
         lines = [f'film {i + 1} of {len(self.found)}: image score {r.image_score:.3f}, '
                  f'marked {100*mask.mean():.1f}% of what was seen{distance}']
         return '<div style="line-height:1.4">' + '<br>'.join(lines + [f'<b>{escape(w)}</b>' for w in r.warnings]) + '</div>'
+
+# %% ../nbs/09_your_films.ipynb #4be47f28
+@patch
+def draw(self:Explorer, i:int, # number of the film, from 0
+         threshold:float, # score above which a pixel is marked
+         opacity:float, # of the fill inside the outline, 0..1
+        ) -> tuple: # PNG bytes, mask (h, w)
+    "Film, counterpart, score and mask, side by side."
+    film, other, scores = self.kept[i]
+    mask = replace(self.point, threshold=threshold).cut(self.smooth[i][None])[0]
+    large = _panel(mask.astype(np.uint8)*255, smooth=False)[..., 0] > 0
+    marked = warn_on(draw_mask(film[..., 0]/255, large, SHOWN, opacity), self.found[i].warnings, words=False) # they stand below
+    gap = np.full((SHOWN, 8, 3), 255, np.uint8)
+    return _as_png(np.hstack([film, gap, other, gap, scores, gap, marked])), mask
 
 # %% ../nbs/09_your_films.ipynb #63c16437
 def _headings(h:int, w:int) -> str: # HTML
