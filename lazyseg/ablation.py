@@ -91,7 +91,8 @@ class Diary(Callback):
 # %% ../nbs/03a_ablation.ipynb #c9d133ab
 def try_variant(films, # `Films` with splits train and valid
                 variant:str, # one of `VARIANTS`
-                profile:str='cpu', seed:int=0,
+                profile:str='cpu', # a row of `PROFILES`
+                seed:int=0, # seed of every draw
                 every:int=4, # epochs between two looks at the validation films
                 epochs:int=0, # passes over the larger domain; 0: the profile's
                ) -> tuple[dict, dict]: # settings, diary, result, costs, seconds; arrays of four example films
@@ -105,7 +106,9 @@ def try_variant(films, # `Films` with splits train and valid
                 seconds=round(scorer.trained_seconds, 1))
     return found, examples(scorer, films.split('valid'))
 
-def examples(scorer, films, # with truth
+# %% ../nbs/03a_ablation.ipynb #0de6ad5c
+def examples(scorer, # a method that makes counterparts
+             films, # `Films` with truth
             ) -> dict: # film, truth (4, H, W) uint8; maps, counterpart, and where they are there mask, delta, flow: float16
     "What a method makes of four films, chosen by rule: a small, a middling and a large lesion, and a healthy film."
     some = films[example_rows(films)]
@@ -116,7 +119,7 @@ def examples(scorer, films, # with truth
             {k: in_steps(v.detach().cpu().numpy()).astype(np.float16) for k, v in arrays.items() if v is not None})
 
 # %% ../nbs/03a_ablation.ipynb #fc52baae
-def ablation_runs(folder='reports/ablation', # from the project's root
+def ablation_runs(folder='reports/ablation', # of all runs, from the project's root
                  ) -> pd.DataFrame: # a row a run: disease, variant, seed, epochs, the numbers of `watch_validation`, minutes
     "All runs that are kept, in the order of `VARIANTS`."
     rows = []
@@ -133,7 +136,7 @@ def ablation_runs(folder='reports/ablation', # from the project's root
 
 # %% ../nbs/03a_ablation.ipynb #867b1e9f
 def ablation_table(runs:pd.DataFrame, # from `ablation_runs`
-                   columns=('pixel_ap', 'best_dice', 'dice', 'image_auroc', 'marked_healthy'),
+                   columns=('pixel_ap', 'best_dice', 'dice', 'image_auroc', 'marked_healthy'), # columns of `runs` to show
                   ) -> pd.DataFrame: # a row a disease, length and variant: mean over seeds, and the range where there are several
     "One line a variant, text."
     def cell(x, digits): return f'{x.mean():.{digits}f}' + (f' ({x.min():.{digits}f} to {x.max():.{digits}f})' if len(x) > 1 else '')
@@ -142,14 +145,23 @@ def ablation_table(runs:pd.DataFrame, # from `ablation_runs`
     return table.assign(seeds=grouped.size())
 
 # %% ../nbs/03a_ablation.ipynb #a21da624
-def run_folder(disease:str, variant:str, seed:int=0, epochs:int=0, out:str='reports/ablation') -> Path:
+def run_folder(disease:str, # of the phantom
+               variant:str, # one of `VARIANTS`
+               seed:int=0, # seed of the run
+               epochs:int=0, # passes over the larger domain; 0: the profile's
+               out:str='reports/ablation', # folder of all runs, from the project's root
+              ) -> Path:
     "Where a run is kept; one of another length than the profile's says so in its name."
     return project_root()/out/disease/(f'{one_of("variant", variant, VARIANTS).replace(" ", "-")}-{seed}' +
                                        (f'-{epochs}-epochs' if epochs else ''))
 
+# %% ../nbs/03a_ablation.ipynb #19d5b2e3
 def ablate(diseases=('pneumonia',), # of the phantom
-           variants=tuple(VARIANTS), seeds=(0,), profile:str='cpu', epochs:int=0, # passes over the larger domain; 0: the profile's
-           out:str='reports/ablation', # from the project's root
+           variants=tuple(VARIANTS), # names of `VARIANTS`
+           seeds=(0,), # a run each, of every variant
+           profile:str='cpu', # a row of `PROFILES`
+           epochs:int=0, # passes over the larger domain; 0: the profile's
+           out:str='reports/ablation', # folder of all runs, from the project's root
           ) -> pd.DataFrame: # see `ablation_runs`
     "Run `nbs/ablate.ipynb` with papermill for every combination, and write the table to `out`/table.csv."
     from lazyseg.cli import find_notebook, run_notebook # here: the command line is built on all the rest
@@ -189,7 +201,8 @@ def figure_diary(diaries:dict, # {name: entries of a `Diary`}
 
 # %% ../nbs/03a_ablation.ipynb #c12703c7
 def kept_diaries(disease:str, # of the phantom
-                 seed:int=0, folder='reports/ablation', # from the project's root
+                 seed:int=0, # seed of the runs
+                 folder='reports/ablation', # of all runs, from the project's root
                 ) -> dict: # {variant: entries}
     "The diaries of the runs that are kept."
     runs = [json.loads(f.read_text()) for f in (project_root()/folder/disease).glob(f'*-{seed}/metrics.json')]

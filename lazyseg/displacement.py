@@ -14,7 +14,8 @@ from torch import Tensor
 from .core import LazysegError
 
 # %% ../nbs/07_displacement.ipynb #5d40884f
-def perfect_map(film, twin, # uint8 (N, H, W): film, and the same patient without the disease
+def perfect_map(film, # (N, H, W) uint8
+                twin, # (N, H, W) uint8: the same patient without the disease
                ) -> np.ndarray: # (N, H, W) float32, 0..1
     "The difference map of a generator that makes no mistake."
     return np.abs(np.asarray(film, np.float32) - np.asarray(twin, np.float32))/255

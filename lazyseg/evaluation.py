@@ -31,20 +31,28 @@ def _areas(mask, truth): # (...,H,W) both -> hit, marked, true pixels (...)
     if mask.shape != truth.shape: raise LazysegError(f"mask and truth differ in shape: {mask.shape} and {truth.shape}.")
     return (mask & truth).sum((-2,-1)), mask.sum((-2,-1)), truth.sum((-2,-1))
 
-def dice(mask, truth): # (...,H,W) bool both -> (...) 0..1, nan where truth is empty
+def dice(mask, # (...,H,W) bool: what was marked
+         truth, # (...,H,W) bool: what is diseased
+        ): # (...), 0..1; nan where truth is empty
     "Dice of each film, 2 |M and T| / (|M| + |T|): 0 for an empty mask, not defined for an empty truth."
     return dice_from_areas(*_areas(mask, truth))
 
-def iou(mask, truth): # (...,H,W) bool both -> (...) 0..1, nan where truth is empty
+def iou(mask, # (...,H,W) bool: what was marked
+        truth, # (...,H,W) bool: what is diseased
+       ): # (...), 0..1; nan where truth is empty
     "Intersection over union of each film: 0 for an empty mask, not defined for an empty truth."
     d = dice(mask, truth)
     return d/(2-d)
 
-def marked_area(mask): # (...,H,W) bool -> (...) 0..1
+# %% ../nbs/05_evaluation.ipynb #fb36cbc0
+def marked_area(mask, # (...,H,W) bool: what was marked
+               ): # (...), 0..1
     "The share of each film that is marked: the measure of false alarm on healthy films."
     return np.asarray(mask, bool).mean((-2,-1))
 
-def paper_accuracy(map, truth): # (...,H,W) map or mask in 0..1, truth -> (...) 0..100
+def paper_accuracy(map, # (...,H,W) map or mask, 0..1
+                   truth, # (...,H,W) bool: what is diseased
+                  ): # (...), 0..100
     """The paper's accuracy of each film, 100 x (1 - mean squared error).
     It rewards silence: an empty mask scores 100 minus the lesion's share."""
     return 100*(1-((np.asarray(map, np.float32)-np.asarray(truth, np.float32))**2).mean((-2,-1)))
@@ -55,15 +63,22 @@ def _ranking(metric, scores, truth):
     if scores.shape != truth.shape: raise LazysegError(f"{scores.size} scores but {truth.size} truths.")
     return float(metric(truth, scores)) if truth.any() and not truth.all() else float('nan')
 
-def pixel_average_precision(scores, truth): # (...,H,W) both -> 0..1
+def pixel_average_precision(scores, # (...,H,W) scores, larger is more diseased
+                            truth, # (...,H,W) bool: what is diseased
+                           ): # 0..1
     "Average precision over all pixels; not defined (nan) unless some pixels are true and some are not."
     return _ranking(average_precision_score, scores, truth)
 
-def pixel_auroc(scores, truth): # (...,H,W) both -> 0..1
+def pixel_auroc(scores, # (...,H,W) scores, larger is more diseased
+                truth, # (...,H,W) bool: what is diseased
+               ): # 0..1
     "Area under the ROC curve over all pixels; nan unless some pixels are true and some are not."
     return _ranking(roc_auc_score, scores, truth)
 
-def image_auroc(maps, diseased): # (N,H,W) scores, (N,) bool -> 0..1
+# %% ../nbs/05_evaluation.ipynb #ee884375
+def image_auroc(maps, # (N,H,W) scores
+                diseased, # (N,) bool, the image label
+               ): # 0..1
     "Area under the ROC curve of the films' `image_score`. High values say nothing about where the map points."
     return _ranking(roc_auc_score, image_score(maps), diseased)
 
@@ -97,7 +112,10 @@ def boxes_to_masks(boxes, # for each film a list of (left, top, width, height), 
             mask[rows, columns] = True
     return masks
 
-def energy_in_box(maps, boxes): # (N,H,W) scores, for each film a list of (left, top, width, height) -> (N,) 0..1
+# %% ../nbs/05_evaluation.ipynb #fe1e05d2
+def energy_in_box(maps, # (N,H,W) scores
+                  boxes, # for each film a list of (left, top, width, height), in pixels of the map; empty where there is none
+                 ): # (N,) 0..1
     "The share of each map that lies in the film's boxes; nan where there is no box or the map is empty."
     return share_inside(maps, boxes_to_masks(boxes, np.shape(maps)[1:]))
 
@@ -136,14 +154,20 @@ class Measured:
     true: np.ndarray # (N,K) true pixels with a score above each threshold
     other: np.ndarray # (N,K) other pixels with a score above each threshold
     pixels: int # pixels of a film
-    operating_point: OperatingPoint
+    operating_point: OperatingPoint # how its scores become marks
     exact: dict # pixel metrics without the rounding to K thresholds
     smooth: tuple # `true` and `other` again, for the scores after the operating point's smoothing
 
     def __len__(self): return len(self.table)
 
 # %% ../nbs/05_evaluation.ipynb #408e6fdc
-def check_input(scores, truth, diseased, patients, operating_point, **regions):
+def check_input(scores, # (N,H,W) score maps of test films
+                truth, # (N,H,W) bool; None where there is none
+                diseased, # (N,) bool, the image label
+                patients, # (N,) the patient of each film
+                operating_point, # that will be tested on these patients
+                **regions, # further (N,H,W) bool arrays, or None
+               ):
     "Stop with a `LazysegError` where arrays do not fit, or where a mistake is certain enough to be one."
     for name, array in dict(scores=scores, truth=truth, diseased=diseased, patients=patients, **regions).items():
         if array is not None and len(array) != len(scores): raise LazysegError(f"{name} has {len(array)} rows for {len(scores)} films.")
@@ -214,7 +238,9 @@ def measure(scores, # (N,H,W) score maps of test films
     return Measured(table, steps, true, other, scores[0].size, operating_point, exact, smooth)
 
 # %% ../nbs/05_evaluation.ipynb #bb6bba68
-def ap_from_counts(true, other): # (...,K) true and other pixels above rising thresholds -> (...)
+def ap_from_counts(true, # (...,K) true pixels with a score above rising thresholds
+                   other, # (...,K) other pixels above the same
+                  ): # (...), 0..1
     "Average precision of scores that were rounded to K steps; nan where nothing is true."
     true, other = (np.asarray(a, np.float64)[...,::-1] for a in (true, other)) # falling thresholds: recall rises
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -222,7 +248,10 @@ def ap_from_counts(true, other): # (...,K) true and other pixels above rising th
         recall = true/true[...,-1:]
         return (np.diff(recall, axis=-1, prepend=0)*precision).sum(-1)
 
-def auroc_from_counts(true, other): # (...,K) as above -> (...)
+# %% ../nbs/05_evaluation.ipynb #9eebae64
+def auroc_from_counts(true, # (...,K) true pixels with a score above rising thresholds
+                      other, # (...,K) other pixels above the same
+                     ): # (...), 0..1
     "Area under the ROC curve of scores that were rounded to K steps; nan where a class is missing."
     true, other = (np.asarray(a, np.float64)[...,::-1] for a in (true, other))
     with np.errstate(invalid='ignore', divide='ignore'):
@@ -313,7 +342,14 @@ def summarise(m:Measured, # one method
         out[name] = dict(value=_number(value), low=_number(low), high=_number(high), films=int(films.sum()), patients=int(patients))
     return out
 
-def evaluate(scores, truth, diseased, patients, operating_point:OperatingPoint, boxes=None, lungs=None, # see `measure`
+# %% ../nbs/05_evaluation.ipynb #0e77147b
+def evaluate(scores, # (N,H,W) score maps of test films
+             truth, # (N,H,W) bool, 0/1; None where there is none
+             diseased, # (N,) bool, the image label
+             patients, # (N,) the patient of each film
+             operating_point:OperatingPoint, # chosen on validation films, frozen
+             boxes=None, # coarse truth, see `measure`
+             lungs=None, # (N,H,W) bool
              n_boot:int=1000, # bootstrap draws
              seed:int=0, # of the draws
             ) -> dict: # {metric: {value, low, high, films, patients}, 'about': {...}}, ready for JSON
@@ -355,14 +391,16 @@ def compare(a:Measured, # one method
     return pd.DataFrame(rows).T.loc[[n for n in draws_a if n in rows]]
 
 # %% ../nbs/05_evaluation.ipynb #38fddaba
-def precision_recall(m:Measured) -> pd.DataFrame: # columns threshold, recall, precision; a row a threshold
+def precision_recall(m:Measured, # one method
+                    ) -> pd.DataFrame: # columns threshold, recall, precision; a row a threshold
     "Pixels of all diseased films that have an outline, pooled."
     films = m.table.diseased.values & (m.true[:,0] > 0)
     true, other = m.true[films].sum(0), m.other[films].sum(0)
     keep = true+other > 0
     return pd.DataFrame(dict(threshold=m.steps, recall=true/max(1, true[0]), precision=true/np.maximum(1, true+other)))[keep]
 
-def sensitivity_by_marked_area(m:Measured) -> pd.DataFrame: # columns threshold, marked_healthy, sensitivity
+def sensitivity_by_marked_area(m:Measured, # one method
+                              ) -> pd.DataFrame: # columns threshold, marked_healthy, sensitivity
     "At each threshold: the share of a healthy film that is marked (mean), and the share of the disease that is found (mean over films)."
     sick, true = m.table.diseased.values, m.true
     outlined = sick & (true[:,0] > 0)

@@ -35,7 +35,7 @@ from .scale import device_profile
 # %% ../nbs/03b_exercises.ipynb #c877ea02
 @torch.no_grad()
 def look_at(scorer, # a `GeneratorScorer`, or a `PupilScorer`
-            films:Films,
+            films:Films, # N films
            ) -> tuple[Tensor, np.ndarray]: # (N,H,W) film minus counterpart, -1..1; (N,H,W) smooth scores
     "What a scorer makes of many films, a batch at a time."
     changes, scores = [], []
@@ -44,12 +44,14 @@ def look_at(scorer, # a `GeneratorScorer`, or a `PupilScorer`
         scores.append(smooth(scorer(x).cpu().numpy())), changes.append((x - scorer.counterpart(x).film.cpu())[:, 0])
     return torch.cat(changes), np.concatenate(scores)
 
+# %% ../nbs/03b_exercises.ipynb #c9e22ccf
 def smooth(maps:np.ndarray, # (N,H,W)
           ) -> np.ndarray: # (N,H,W)
     "Each map after a Gaussian whose standard deviation is a 32nd of the film's height: a lesion has one border, not many specks."
     sigma = maps.shape[1]/32
     return gaussian_filter(np.asarray(maps, np.float32), (0, sigma, sigma), mode='nearest')
 
+# %% ../nbs/03b_exercises.ipynb #5e61d4df
 def outlines(scores:np.ndarray, # (N,H,W) smooth scores of diseased films
              healthy:np.ndarray, # (M,H,W) smooth scores of healthy films
              rare:float=.01, # share of the pixels of healthy films that may score as high, 0..1
@@ -63,7 +65,8 @@ def outlines(scores:np.ndarray, # (N,H,W) smooth scores of diseased films
 # %% ../nbs/03b_exercises.ipynb #829ed938
 def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier lesson
                films:Films, # diseased films, and healthy ones to calibrate on
-               rare:float=.01, share:float=.4, # see `outlines`
+               rare:float=.01, # share of the pixels of healthy films that may score as high, 0..1
+               share:float=.4, # where a lesion is outlined, as a share of its film's own peak, 0..1
               ) -> tuple[np.ndarray, np.ndarray]: # (N,H,W) float16 grey values that disease added, -1..1; (N,H,W) bool where
     "Difference and outline of the disease in each diseased film of `films`."
     changes, scores = look_at(scorer, films.diseased)
@@ -75,7 +78,8 @@ def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier l
 
 # %% ../nbs/03b_exercises.ipynb #e62b3b24
 def scatter(lesions:Tensor, # (B, 2, H, W): difference and outline
-            rng:torch.Generator) -> Tensor: # (B, 2, H, W)
+            rng:torch.Generator, # on the processor, so that every device draws the same
+           ) -> Tensor: # (B, 2, H, W)
     "Each lesion somewhere else, turned, scaled and mirrored by chance."
     n = len(lesions)
     draw = lambda *shape: torch.rand(*shape, generator=rng) * 2 - 1
@@ -120,16 +124,21 @@ def developed(films:Tensor, # (B, 1, H, W), 0..1 or a little beyond
 class Exercises(DataLoader):
     "Batches of films (B,1,H,W), 0..1, with outlines (B,1,H,W), 0 or 1: half pasted, a quarter healthy, a quarter diseased as found."
     def __init__(self, films:Films, # the training part
-                 changes:np.ndarray, where:np.ndarray, # from `lesions_of` its diseased films
+                 changes:np.ndarray, # (N,H,W) grey values that disease added, -1..1, from `lesions_of` its diseased films
+                 where:np.ndarray, # (N,H,W) bool: where, from the same
                  batches:int, # in one epoch
-                 bs:int=16, seed:int=0, device=None):
+                 bs:int=16, # films in a batch
+                 seed:int=0, # seed of every draw
+                 device=None, # where batches are made ready; None: on the processor
+                ):
         self.well, self.ill, self.changes, self.where = films.healthy.film, films.diseased.film, changes, where
         self.seed = seed
         super().__init__(range(batches * bs), bs=bs, device=device, shuffle=False)
 
     def before_iter(self): self.rng = torch.Generator().manual_seed(self.seed)
     def randomize(self): pass # all chance comes from the seed
-    def do_batch(self, places):
+    def do_batch(self, places, # as many as the batch has films; which ones does not matter
+                ):
         n = len(list(places))
         pick = lambda array, k: array[torch.randint(len(array), (k,), generator=self.rng).numpy()]
         chosen = torch.randint(len(self.ill), (n - n//4,), generator=self.rng).numpy()
@@ -139,7 +148,8 @@ class Exercises(DataLoader):
 
 # %% ../nbs/03b_exercises.ipynb #c968c8ac
 @patch
-def after_batch(self:Exercises, batch):
+def after_batch(self:Exercises, batch, # from `do_batch`: films (B,1,H,W) uint8, and the lesions of three in four of them
+               ):
     "On the device: the first films get a lesion pasted, the next stay healthy, the last have their own."
     films, lesions = batch
     pasted = len(films) // 2
@@ -183,7 +193,8 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
           steps:int=1500, # of 16 films each
           width:int=16, # of the pupil
           rare:float=.01, # see `lesions_of`
-          seed:int=0) -> PupilScorer:
+          seed:int=0, # seed of every draw
+         ) -> PupilScorer:
     "Train a pupil on what the teacher's generator found; image-level labels only."
     part = taught_films(films)
     changes, where = lesions_of(scorer, part, rare)

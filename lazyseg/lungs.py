@@ -39,12 +39,15 @@ def _tell_apart(shape:tuple, # of one of the phantom's two grids
     return torch.stack([torch.isin(labels, torch.tensor(kind)).flatten() for kind in ((10, 11), (12, 13, 14), _BELLY, _SPINE)]).float()
 
 # %% ../nbs/01b_lungs.ipynb #0c01a6f4
-def largest(mask:np.ndarray, n:int=1) -> np.ndarray:
+def largest(mask:np.ndarray, # (H, W) bool
+            n:int=1, # how many pieces to keep
+           ) -> np.ndarray: # (H, W) bool
     "The `n` largest pieces of a mask."
     pieces, found = ndimage.label(mask)
     if found <= n: return mask
     return np.isin(pieces, 1 + np.argsort(-np.bincount(pieces.ravel())[1:], kind='stable')[:n])
 
+# %% ../nbs/01b_lungs.ipynb #005f9d19
 def outlined_lungs(scene, # `lazyseg.phantom.Scene`
                    ill:dict, # {name: Disease}
                   ) -> np.ndarray: # (h, w) bool
@@ -75,7 +78,8 @@ def school_film(number:int, # the film; the same number gives the same film
     return dict(film=resize(film, SIZE, SIZE).round().astype(np.uint8), lungs=lungs.astype(np.uint8))
 
 # %% ../nbs/01b_lungs.ipynb #c4a24b64
-def school_films(n:int=256) -> dict: # film, lungs: (n, SIZE, SIZE) uint8
+def school_films(n:int=256, # how many: `school_film` of 0 to n - 1
+                ) -> dict: # film, lungs: (n, SIZE, SIZE) uint8
     "School films from the cache, rendered the first time."
     import pandas as pd # here, since finding lungs needs no tables
     from lazyseg.phantom import VERSION, _render_missing
@@ -86,20 +90,34 @@ def school_films(n:int=256) -> dict: # film, lungs: (n, SIZE, SIZE) uint8
     return {name: np.load(folder/f'{name}.npy', mmap_mode='r') for name in ('film', 'lungs')}
 
 # %% ../nbs/01b_lungs.ipynb #a630f895
-def between(n:int, low:float, high:float, rng:torch.Generator) -> Tensor: # (n, 1, 1, 1)
+def between(n:int, # how many films
+            low:float, # lowest number
+            high:float, # highest number
+            rng:torch.Generator, # source of every draw
+           ) -> Tensor: # (n, 1, 1, 1)
     "A number for each film."
     return torch.rand(n, 1, 1, 1, generator=rng)*(high - low) + low
 
-def sometimes(n:int, chance:float, rng:torch.Generator) -> Tensor: # (n, 1, 1, 1), 1 or 0
+def sometimes(n:int, # how many films
+              chance:float, # of each film, 0..1
+              rng:torch.Generator, # source of every draw
+             ) -> Tensor: # (n, 1, 1, 1), 1 or 0
     "Which films have it, each with this chance."
     return (torch.rand(n, 1, 1, 1, generator=rng) < chance).float()
 
 # %% ../nbs/01b_lungs.ipynb #578a5f95
-def waves(n:int, points:int, rng:torch.Generator) -> Tensor: # (n, 1, SIZE, SIZE), spread about 1
+def waves(n:int, # how many films
+          points:int, # hills across and down; more are finer
+          rng:torch.Generator, # source of every draw
+         ) -> Tensor: # (n, 1, SIZE, SIZE), spread about 1
     "Smooth noise with so many hills across."
     return F.interpolate(torch.randn(n, 1, points, points, generator=rng), (SIZE, SIZE), mode='bicubic', align_corners=True)
 
-def shapes(n:int, radius:tuple, edge:tuple, rng:torch.Generator) -> Tensor: # (n, 1, SIZE, SIZE) 0..1
+def shapes(n:int, # how many films
+           radius:tuple, # (lowest, highest) half-axis, as a share of the film
+           edge:tuple, # (lowest, highest) softness of the edge, as a share of the half-axes
+           rng:torch.Generator, # source of every draw
+          ) -> Tensor: # (n, 1, SIZE, SIZE) 0..1
     "A tilted ellipse a film; `radius` and the softness of its `edge` (lowest, highest) are shares of the film and of the radius."
     y, x = torch.meshgrid(*[torch.linspace(0, 1, SIZE)]*2, indexing='ij')
     draw = partial(between, n, rng=rng)
@@ -108,8 +126,14 @@ def shapes(n:int, radius:tuple, edge:tuple, rng:torch.Generator) -> Tensor: # (n
     return torch.sigmoid((1 - far)/draw(*edge))
 
 # %% ../nbs/01b_lungs.ipynb #7b8fdc5f
-def move(films:Tensor, lungs:Tensor, # (B, 1, SIZE, SIZE) both
-         rng:torch.Generator, zoom:float=1.3, stretch:float=1.2, degrees:float=12., shift:float=.09, bend:float=.025,
+def move(films:Tensor, # (B, 1, SIZE, SIZE) 0..1
+         lungs:Tensor, # (B, 1, SIZE, SIZE) 0 or 1
+         rng:torch.Generator, # source of every draw
+         zoom:float=1.3, # largest factor by which a film grows or shrinks
+         stretch:float=1.2, # largest factor between the change in width and that in height
+         degrees:float=12., # largest turn either way
+         shift:float=.09, # largest shift across and down, as a share of the film
+         bend:float=.025, # spread of the waves that bend a film, as a share of it
         ) -> tuple: # both, moved alike
     "Other children, other crops: zoomed and stretched by up to these factors, turned, shifted and bent by shares of the film."
     n, draw = len(films), lambda most: between(len(films), -most, most, rng).flatten()
@@ -121,7 +145,10 @@ def move(films:Tensor, lungs:Tensor, # (B, 1, SIZE, SIZE) both
     black, repeated = (F.grid_sample(films, grid, padding_mode=p, align_corners=False) for p in ('zeros', 'border'))
     return torch.where(sometimes(n, .5, rng) > 0, black, repeated), F.grid_sample(lungs, grid, align_corners=False)
 
-def soften(films:Tensor, share=1.) -> Tensor: # (B, 1, H, W)
+# %% ../nbs/01b_lungs.ipynb #d9ad7068
+def soften(films:Tensor, # (B, 1, H, W)
+           share=1., # of the blur: 1 is all, 0 none, below 0 sharpens; a number, or (B, 1, 1, 1)
+          ) -> Tensor: # (B, 1, H, W)
     "Blurred over a pixel or so; a negative share sharpens."
     line = torch.exp(-.5*(torch.arange(-3, 4)/1.)**2)
     line = line/line.sum()
@@ -129,11 +156,18 @@ def soften(films:Tensor, share=1.) -> Tensor: # (B, 1, H, W)
     return films + share*(smooth - films)
 
 # %% ../nbs/01b_lungs.ipynb #85d4d435
-def lay(films:Tensor, where:Tensor, grey:Tensor) -> Tensor: # where: 0..1
+def lay(films:Tensor, # (B, 1, H, W)
+        where:Tensor, # (B, 1, H, W) 0..1: how dense the grey lies
+        grey:Tensor, # (B, 1, 1, 1), one of each film
+       ) -> Tensor: # (B, 1, H, W)
     "Films with a grey laid over them."
     return films + where*(grey - films)
 
-def clutter(films:Tensor, lungs:Tensor, rng:torch.Generator) -> Tensor: # (B, 1, SIZE, SIZE)
+# %% ../nbs/01b_lungs.ipynb #e50ef477
+def clutter(films:Tensor, # (B, 1, SIZE, SIZE) 0..1
+            lungs:Tensor, # (B, 1, SIZE, SIZE) 0..1: where lung is
+            rng:torch.Generator, # source of every draw
+           ) -> Tensor: # (B, 1, SIZE, SIZE)
     "Opacities and haze in the lungs, arms and chins beside them, lines and letters anywhere."
     n, inside = len(films), soften(lungs)
     draw, on = partial(between, n, rng=rng), partial(sometimes, n, rng=rng)
@@ -145,7 +179,10 @@ def clutter(films:Tensor, lungs:Tensor, rng:torch.Generator) -> Tensor: # (B, 1,
     for _ in range(3): films = lay(films, shapes(n, (.004, .05), (.02, .1), rng)*draw(.4, 1)*on(.4), draw(.8, 1))
     return films
 
-def expose_anew(films:Tensor, rng:torch.Generator) -> Tensor: # (B, 1, SIZE, SIZE)
+# %% ../nbs/01b_lungs.ipynb #ac4d0077
+def expose_anew(films:Tensor, # (B, 1, SIZE, SIZE), about 0..1
+                rng:torch.Generator, # source of every draw
+               ) -> Tensor: # (B, 1, SIZE, SIZE)
     "Uneven light, another curve, window, sharpness and noise; one in ten is a negative."
     n = len(films)
     draw, on = partial(between, n, rng=rng), partial(sometimes, n, rng=rng)
@@ -156,7 +193,10 @@ def expose_anew(films:Tensor, rng:torch.Generator) -> Tensor: # (B, 1, SIZE, SIZ
     return torch.where(on(.1) > 0, 1 - films, films)
 
 # %% ../nbs/01b_lungs.ipynb #32022581
-def bars(films:Tensor, lungs:Tensor, rng:torch.Generator) -> tuple: # both
+def bars(films:Tensor, # (B, 1, SIZE, SIZE), about 0..1
+         lungs:Tensor, # (B, 1, SIZE, SIZE) 0..1: where lung is
+         rng:torch.Generator, # source of every draw
+        ) -> tuple: # both
     "Dark bars along some edges; what they hide is lung no more."
     n = len(films)
     y, x = torch.meshgrid(*[torch.linspace(0, 1, SIZE)]*2, indexing='ij')
@@ -165,13 +205,18 @@ def bars(films:Tensor, lungs:Tensor, rng:torch.Generator) -> tuple: # both
         films, lungs = lay(films, bar, between(n, -.2, .3, rng)), lungs*(1 - bar)
     return films, lungs
 
-def level(films:Tensor) -> Tensor: # (B, 1, H, W) 0..1
+# %% ../nbs/01b_lungs.ipynb #d16a10ff
+def level(films:Tensor, # (B, 1, H, W), about 0..1
+         ) -> Tensor: # (B, 1, H, W) 0..1
     "Each film's darkest and brightest hundredth become 0 and 1."
     low, high = films.flatten(1).quantile(torch.tensor([.01, .99]), dim=1).view(2, -1, 1, 1, 1)
     return ((films - low)/(high - low).clamp(min=.02)).clamp(0, 1)
 
-def disturb(films:Tensor, lungs:Tensor, # (B, 1, SIZE, SIZE) 0..1 and 0 or 1
-            rng:torch.Generator) -> tuple: # both
+# %% ../nbs/01b_lungs.ipynb #bcc0e1c9
+def disturb(films:Tensor, # (B, 1, SIZE, SIZE) 0..1
+            lungs:Tensor, # (B, 1, SIZE, SIZE) 0 or 1
+            rng:torch.Generator, # source of every draw
+           ) -> tuple: # both
     "A film that could be anybody's, and where its lungs are now."
     films, lungs = move(films, lungs, rng)
     films, lungs = bars(expose_anew(clutter(films, lungs, rng), rng), lungs, rng)
@@ -180,19 +225,33 @@ def disturb(films:Tensor, lungs:Tensor, # (B, 1, SIZE, SIZE) 0..1 and 0 or 1
 # %% ../nbs/01b_lungs.ipynb #5521e002
 WIDTH, BLOCKS = 12, 4 # of the `Outliner`
 
-def outline_cost(logits:Tensor, lungs:Tensor) -> Tensor: # (B, 1, H, W) both
+def outline_cost(logits:Tensor, # (B, 1, H, W), above 0 where lung is more likely than not
+                 lungs:Tensor, # (B, 1, H, W) 0..1: where lung is
+                ) -> Tensor: # a number
     "Cross-entropy, and one minus the soft Dice of each film."
     p = logits.sigmoid()
     dice = (2*(p*lungs).sum((1, 2, 3)) + 1)/(p.sum((1, 2, 3)) + lungs.sum((1, 2, 3)) + 1)
     return F.binary_cross_entropy_with_logits(logits, lungs) + 1 - dice.mean()
 
 # %% ../nbs/01b_lungs.ipynb #8cfde645
-def learning_rate(step:int, steps:int, top:float) -> float:
+def learning_rate(step:int, # its number, from 0
+                  steps:int, # in the whole training
+                  top:float, # the highest learning rate
+                 ) -> float:
     "Up along a cosine for a quarter of the training, then down to nothing."
     up = .25*steps
     return top*(1 - math.cos(math.pi*step/up))/2 + 1e-4 if step < up else top*(1 + math.cos(math.pi*(step - up)/(steps - up)))/2 + 1e-6
 
-def train_step(net, optimizer, films:dict, step:int, steps:int, batch:int, top:float, seed:int) -> float: # the cost
+# %% ../nbs/01b_lungs.ipynb #6fcca517
+def train_step(net, # an `Outliner`, changed in place
+               optimizer, # of its parameters
+               films:dict, # from `school_films`
+               step:int, # its number, from 0
+               steps:int, # in the whole training
+               batch:int, # films in a step
+               top:float, # the highest learning rate
+               seed:int, # seed of every draw
+              ) -> float: # the cost
     "One batch, drawn by the seed and the number of the step."
     rng = torch.Generator().manual_seed(1_000_003*seed + step)
     rows = np.sort(torch.randperm(len(films['film']), generator=rng)[:batch].numpy())
@@ -205,8 +264,10 @@ def train_step(net, optimizer, films:dict, step:int, steps:int, batch:int, top:f
 
 # %% ../nbs/01b_lungs.ipynb #2b42cf05
 def train_lungs(films:dict, # from `school_films`
-                steps:int=700, batch:int=16, top:float=4e-3, # the highest learning rate
-                seed:int=0,
+                steps:int=700, # in the whole training
+                batch:int=16, # films in a step
+                top:float=4e-3, # the highest learning rate
+                seed:int=0, # seed of every draw
                 folder:Path=None, # where a checkpoint is kept, every 100 steps
                ) -> tuple: # the `Outliner`, and the mean cost of each hundred steps
     "Learn to outline lungs. A training that was stopped goes on from its checkpoint."
@@ -227,7 +288,8 @@ def train_lungs(films:dict, # from `school_films`
     return net.eval(), costs
 
 # %% ../nbs/01b_lungs.ipynb #cac1209c
-def here(name:str) -> Path:
+def here(name:str, # of the file; empty for the library's folder
+        ) -> Path:
     "A file that comes with the library."
     return Path(__file__).parent/name if '__file__' in globals() else project_root()/'lazyseg'/name
 
@@ -242,7 +304,10 @@ def lungs_version() -> str:
     return about_lungs()['sha256'][:12]
 
 # %% ../nbs/01b_lungs.ipynb #1b27ec2c
-def keep_net(net:Outliner, about:dict, folder:Path=None):
+def keep_net(net:Outliner, # whose weights are kept, with 16 bits
+             about:dict, # how they were made, for JSON
+             folder:Path=None, # where both files go; None is the library's own
+            ):
     "Write the weights and what is known of them."
     folder = Path(folder or here(''))
     with whole_file(folder/'lungs.safetensors') as p:
@@ -250,8 +315,10 @@ def keep_net(net:Outliner, about:dict, folder:Path=None):
     about = about | dict(sha256=hashlib.sha256((folder/'lungs.safetensors').read_bytes()).hexdigest())
     with whole_file(folder/'lungs.json') as p: p.write_text(json.dumps(about, indent=1, allow_nan=False) + '\n', encoding='utf-8')
 
+# %% ../nbs/01b_lungs.ipynb #ea4ba26a
 @lru_cache(2)
-def lung_net(folder:Path=None) -> Outliner: # in evaluation mode
+def lung_net(folder:Path=None, # that `keep_net` wrote to; None is the library's own
+            ) -> Outliner: # in evaluation mode
     "The network, from its file."
     file = Path(folder or here(''))/'lungs.safetensors'
     if not file.is_file():
@@ -275,18 +342,21 @@ def keep_lungs(logits:np.ndarray, # (h, w), above 0 where lung is more likely th
 # %% ../nbs/01b_lungs.ipynb #23a930c3
 SURE = .8 # what is less sure than this is refused
 
-def how_sure(logits:np.ndarray) -> float: # 0.5..1; 0 where there is no lung
+def how_sure(logits:np.ndarray, # (h, w), above 0 where lung was found
+            ) -> float: # 0.5..1; 0 where there is no lung
     "Mean probability inside what was found."
     inside = logits[logits > 0]
     return float((1/(1 + np.exp(-inside))).mean()) if len(inside) else 0.
 
 @torch.inference_mode()
 def lung_logits(films:Tensor, # (B, 1, SIZE, SIZE) 0..1
-                net:Outliner=None) -> np.ndarray: # (B, SIZE, SIZE)
+                net:Outliner=None, # the one that comes with the library
+               ) -> np.ndarray: # (B, SIZE, SIZE)
     "What the network says of films and their mirror images, averaged."
     net, films = net or lung_net(), level(films)
     return ((net(films) + net(films.flip(-1)).flip(-1))/2)[:, 0].numpy()
 
+# %% ../nbs/01b_lungs.ipynb #db554258
 def find_lungs(film:np.ndarray, # (H, W) 0..1
                net:Outliner=None, # the one that comes with the library
               ) -> np.ndarray: # (H, W) bool
@@ -301,7 +371,8 @@ def find_lungs(film:np.ndarray, # (H, W) 0..1
     return lungs
 
 # %% ../nbs/01b_lungs.ipynb #7dafa89f
-def lung_facts(lungs:np.ndarray) -> tuple: # pixels of each of its pieces, largest first; share of the film
+def lung_facts(lungs:np.ndarray, # (H, W) bool
+              ) -> tuple: # pixels of each of its pieces, largest first; share of the film
     "What the plausibility check looks at."
     sizes = np.sort(np.bincount(ndimage.label(lungs)[0].ravel())[1:])[::-1]
     return sizes, float(lungs.mean())
@@ -317,6 +388,7 @@ def no_lungs(lungs:np.ndarray, # (H, W) bool
     if len(sizes) == 1 and right - left < .8*(bottom - top): return 'there is only one lung'
     return ''
 
+# %% ../nbs/01b_lungs.ipynb #8fe9a461
 def odd_lungs(lungs:np.ndarray, # (H, W) bool
              ) -> list: # of strings
     "What is odd about lungs that may be right all the same."
@@ -327,12 +399,16 @@ def odd_lungs(lungs:np.ndarray, # (H, W) bool
     return odd
 
 # %% ../nbs/01b_lungs.ipynb #07d20d1f
-def overlap(found:np.ndarray, true:np.ndarray) -> float: # 0..1
+def overlap(found:np.ndarray, # (H, W) bool: what was outlined
+            true:np.ndarray, # (H, W) bool: what is lung
+           ) -> float: # 0..1
     "Dice of two masks (H, W) bool."
     return float(2*(found & true).sum()/max(1, found.sum() + true.sum()))
 
+# %% ../nbs/01b_lungs.ipynb #9c4328d7
 def measure_lungs(source, # a `Source` of films with lung masks
-                  net:Outliner=None) -> 'pd.DataFrame': # path, patient, diseased, half ('tried' or 'held back'), dice, fault
+                  net:Outliner=None, # the one that comes with the library
+                 ) -> 'pd.DataFrame': # path, patient, diseased, half ('tried' or 'held back'), dice, fault
     "Dice of every film, at its own size; 0 where no lungs were found."
     import pandas as pd
     from lazyseg.data import patient_hash

@@ -40,30 +40,39 @@ class ResidualBlock(nn.Module):
         conv = lambda: nn.Conv2d(channels, channels, 3, padding=1, padding_mode='reflect', bias=kind == 'none')
         self.layers = nn.Sequential(conv(), norm(kind, channels), nn.ReLU(inplace=True), conv(), norm(kind, channels))
 
-    def forward(self, x:Tensor) -> Tensor: return x + self.layers(x)
+    def forward(self, x:Tensor, # (B, C, H, W)
+               ) -> Tensor: # (B, C, H, W)
+        return x + self.layers(x)
 
 # %% ../nbs/02_models.ipynb #686a718a
 class EnlargeConv(nn.Conv2d):
     """Twice the size by repeating pixels, then a 3x3 convolution with reflected edges, as one transposed convolution:
     (B, C, H, W) to (B, D, 2H, 2W)."""
-    def __init__(self, c_in:int, c_out:int, bias:bool=True): # C, D
+    def __init__(self, c_in:int, # C, channels in
+                 c_out:int, # D, channels out
+                 bias:bool=True, # add a number to each channel out
+                ):
         super().__init__(c_in, c_out, 3, bias=bias)
 
-    def forward(self, x:Tensor) -> Tensor:
+    def forward(self, x:Tensor, # (B, C, H, W)
+               ) -> Tensor: # (B, D, 2H, 2W)
         sums = self.weight.new_tensor([[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]) # 3 weights to 4
         kernel = torch.einsum('oiab,ap,bq->iopq', self.weight.flip(2, 3), sums, sums)
         # The enlarged picture's reflected edge is its edge once more.
         return F.conv_transpose2d(F.pad(x, (1,)*4, mode='replicate'), kernel.contiguous(), self.bias, stride=2, padding=3)
 
 # %% ../nbs/02_models.ipynb #dbf81bf2
-def down(c_in:int, c_out:int, # channels in and out
+def down(c_in:int, # channels in
+         c_out:int, # channels out
          kind:str, # normalisation, see `norm`
         ) -> nn.Sequential:
     "Half the height and width: (B, `c_in`, H, W) to (B, `c_out`, H/2, W/2)."
     return nn.Sequential(nn.Conv2d(c_in, c_out, 3, padding=1, padding_mode='reflect', bias=kind == 'none'),
                          norm(kind, c_out), nn.MaxPool2d(2), nn.ReLU(inplace=True)) # the same as ReLU first, on a quarter of the pixels
 
-def up(c_in:int, c_out:int, # channels in and out
+# %% ../nbs/02_models.ipynb #401684d2
+def up(c_in:int, # channels in
+       c_out:int, # channels out
        kind:str, # normalisation, see `norm`
        how:str='resize', # 'transpose' (the paper) or 'resize'
       ) -> nn.Sequential:
@@ -84,7 +93,8 @@ class Counterpart(NamedTuple):
     delta: Tensor|None = None  # (B, 1, H, W), -1..1, what was added there
     flow: Tensor|None = None  # (B, 2, H, W), displacement (x, y) in pixels, where tissue was moved
 
-    def change(self, film:Tensor) -> Tensor: # (B, 1, H, W), grey values
+    def change(self, film:Tensor, # (B, 1, H, W), 0..1: what the generator was given
+              ) -> Tensor: # (B, 1, H, W), grey values
         "What was added to `film` (B, 1, H, W), or taken from it, before anything was moved."
         if self.delta is None: return torch.zeros_like(film) if self.flow is not None else self.film - film
         return self.delta if self.mask is None else self.mask * self.delta
@@ -140,7 +150,10 @@ class Head(nn.Module):
         if kind in ('warp', 'move'): nn.init.zeros_(self.conv.weight[-2:].data), nn.init.zeros_(self.conv.bias[-2:].data)
         if kind in ('mask', 'warp'): nn.init.constant_(self.conv.bias[:1].data, -1.) # start by changing little
 
-    def forward(self, features:Tensor, film:Tensor, where:Tensor|None=None) -> Counterpart:
+    def forward(self, features:Tensor, # (B, C, h, w)
+                film:Tensor, # (B, 1, H, W), 0..1
+                where:Tensor|None=None, # (B, 1, H, W), 0..1: the mask, where it is told
+               ) -> Counterpart:
         out = enlarge(self.conv(features), film)
         if self.kind == 'plain': return Counterpart((out.tanh() + 1) / 2)
         if self.kind == 'additive': return Counterpart(film + out.tanh(), delta=out.tanh())
@@ -152,7 +165,10 @@ class Head(nn.Module):
         if self.kind == 'mask': return Counterpart(changed, mask, delta)
         return self.move(changed, out[:, 2:], reach)._replace(mask=mask, delta=delta)
 
-    def move(self, film, out, reach) -> Counterpart:
+    def move(self, film, # (B, 1, H, W), grey values
+             out, # (B, 2, H, W): x and y before `tanh`
+             reach, # largest displacement along x and y, in pixels of the film
+            ) -> Counterpart:
         flow = integrate(reach * out.tanh(), self.halvings)
         return Counterpart(warp(film, flow), flow=flow)
 
@@ -178,11 +194,14 @@ class Generator(nn.Module):
                                       up(w + extra*w, w//2, kind, upsample)])
         self.head = Head(w//2 + extra, head, halvings=halvings)
 
-    def forward(self, film:Tensor, where:Tensor|None=None) -> Counterpart:
+    def forward(self, film:Tensor, # (B, 1, H, W), 0..1
+                where:Tensor|None=None, # (B, 1, H, W), 0..1: where to change it, with `film_and_mask`
+               ) -> Counterpart:
         return self.head(self.features(film, where), film, where)
 
 # %% ../nbs/02_models.ipynb #8d81bbcf
-def check_size(film:Tensor):
+def check_size(film:Tensor, # films of any shape
+              ):
     "Raise a `LazysegError` unless `film` is (B, 1, H, W) with H and W divisible by 8."
     if film.ndim != 4 or film.shape[1] != 1 or film.shape[-1] % 8 or film.shape[-2] % 8:
         raise LazysegError(f"Films have shape {tuple(film.shape)}; the networks need (batch, 1, height, width) with "
@@ -190,7 +209,9 @@ def check_size(film:Tensor):
 
 # %% ../nbs/02_models.ipynb #16c4e13b
 @patch
-def features(self:Generator, film:Tensor, where:Tensor|None=None) -> Tensor:
+def features(self:Generator, film:Tensor, # (B, 1, H, W), 0..1
+             where:Tensor|None=None, # (B, 1, H, W), 0..1: where to change it, with `film_and_mask`
+            ) -> Tensor:
     "What the head is given, (B, C, h, w): as large as the film, or smaller where the generator looks at smaller films."
     check_size(film)
     film = shrink(film, self.height)
@@ -208,9 +229,14 @@ def features(self:Generator, film:Tensor, where:Tensor|None=None) -> Tensor:
 # %% ../nbs/02_models.ipynb #871e52a1
 class Outliner(Generator):
     "Films (B, 1, H, W) in 0..1 to logits (B, 1, H, W): above 0 where there is more likely disease than not."
-    def __init__(self, width:int=16, blocks:int=4, kind:str='batch'): # see `Generator`
+    def __init__(self, width:int=16, # features after the first step down
+                 blocks:int=4, # residual blocks in the middle
+                 kind:str='batch', # normalisation, see `norm`
+                ):
         super().__init__(width, blocks, kind, head='additive', skips=True)
-    def forward(self, film:Tensor) -> Tensor: return self.head.conv(self.features(film))
+    def forward(self, film:Tensor, # (B, 1, H, W), 0..1
+               ) -> Tensor: # (B, 1, H, W) logits
+        return self.head.conv(self.features(film))
 
 # %% ../nbs/02_models.ipynb #8401a1b0
 class Discriminator(nn.Module):
@@ -228,7 +254,9 @@ class Discriminator(nn.Module):
             c *= 2
         self.layers = nn.Sequential(*layers, nn.Conv2d(c, verdicts, 4, stride=1, padding=1))
 
-    def forward(self, film:Tensor) -> Tensor: return self.layers(film * 2 - 1)
+    def forward(self, film:Tensor, # (B, 1, H, W), 0..1
+               ) -> Tensor: # (B, `verdicts`, h, w)
+        return self.layers(film * 2 - 1)
 
 # %% ../nbs/02_models.ipynb #6dfc2d63
 def receptive_field(model:nn.Module, # films to verdicts
@@ -241,33 +269,48 @@ def receptive_field(model:nn.Module, # films to verdicts
     return int((film.grad.abs().sum(dim=(0, 1, 3)) > 0).sum())
 
 # %% ../nbs/02_models.ipynb #3126b2c1
-def count_parameters(model:nn.Module) -> int:
+def count_parameters(model:nn.Module, # any network
+                    ) -> int:
     "How many numbers training can change in `model`."
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 # %% ../nbs/02_models.ipynb #ce02bd6d
-def difference_map(films:Tensor, c:Counterpart) -> Tensor:
+def difference_map(films:Tensor, # (B, 1, H, W), 0..1
+                   c:Counterpart, # their counterparts
+                  ) -> Tensor: # (B, H, W)
     "How far the counterpart's grey values are from the film's, 0..1."
     return (films - c.film).abs()[:, 0]
 
-def mask_map(films:Tensor, c:Counterpart) -> Tensor:
+def mask_map(films:Tensor, # (B, 1, H, W), 0..1
+             c:Counterpart, # their counterparts
+            ) -> Tensor: # (B, H, W)
     "The generator's mask, 0..1."
     if c.mask is None: raise LazysegError("The map 'mask' needs a generator with the head 'mask' or 'warp'.")
     return c.mask[:, 0]
 
-def quotient_map(films:Tensor, c:Counterpart) -> Tensor:
+# %% ../nbs/02_models.ipynb #4639d96a
+def quotient_map(films:Tensor, # (B, 1, H, W), 0..1
+                 c:Counterpart, # their counterparts
+                ) -> Tensor: # (B, H, W), 0..1
     "The paper's map with its signed denominator, see the chapter on thresholding."
     return torch.as_tensor(paper_map(films[:, 0], c.film[:, 0])).to(films)
 
-def product_map(films:Tensor, c:Counterpart) -> Tensor:
+def product_map(films:Tensor, # (B, 1, H, W), 0..1
+                c:Counterpart, # their counterparts
+               ) -> Tensor: # (B, H, W)
     "Geometric mean of mask and difference: high where both are."
     return (mask_map(films, c) * difference_map(films, c)).sqrt()
 
-def intensity_map(films:Tensor, c:Counterpart) -> Tensor:
+# %% ../nbs/02_models.ipynb #d4bcd497
+def intensity_map(films:Tensor, # (B, 1, H, W), 0..1
+                  c:Counterpart, # their counterparts
+                 ) -> Tensor: # (B, H, W)
     "What was added to or taken from the film before anything was moved, 0..1."
     return c.change(films).abs()[:, 0]
 
-def displacement_map(films:Tensor, c:Counterpart) -> Tensor:
+def displacement_map(films:Tensor, # (B, 1, H, W), 0..1
+                     c:Counterpart, # their counterparts
+                    ) -> Tensor: # (B, H, W)
     "How far tissue was moved, in pixels."
     if c.flow is None: raise LazysegError("The map 'displacement' needs a generator with the head 'warp' or 'move'.")
     return c.flow.norm(dim=1)
@@ -285,7 +328,8 @@ class GeneratorScorer:
         self.generator, self.map, self.name = generator.eval(), one_of('map', map, MAPS), name
 
     @torch.no_grad()
-    def counterpart(self, films:Tensor) -> Counterpart:
+    def counterpart(self, films:Tensor, # (B, 1, H, W), 0..1
+                   ) -> Counterpart:
         "Healthy counterparts of `films`, the film itself cut to 0..1."
         device = next(self.generator.parameters()).device
         out = self.generator.eval()(films.to(device))
@@ -297,8 +341,10 @@ class GeneratorScorer:
 # %% ../nbs/02_models.ipynb #93348dc0
 class PupilScorer:
     "Score maps from a pupil; counterparts still come from the generator that wrote the exercises."
-    def __init__(self, pupil:Outliner, teacher, # a `GeneratorScorer`
-                 name:str='lazyseg'):
+    def __init__(self, pupil:Outliner, # films to logits, see `teach`
+                 teacher, # a `GeneratorScorer`
+                 name:str='lazyseg', # shown in tables
+                ):
         self.pupil, self.teacher, self.name = pupil.eval(), teacher, name
         self.counterpart, self.generator = teacher.counterpart, teacher.generator
 

@@ -386,7 +386,8 @@ class Hernia(Disease):
     moves = True
     def __init__(self, rng, # numpy's Generator, for every draw
                  severity, # 0..1
-                 signs): # name: strength, 0 is off; every sign of the disease: see `SIGNS`
+                 signs, # name: strength, 0 is off; every sign of the disease: see `SIGNS`
+                ):
         super().__init__(rng, severity, signs)
         self.mm = (15 + 23*severity*rng.uniform(.8, 1.1))*signs['size']
         self.small = self.mm*(1 - .45*signs['push']) # painted small, then blown up by `move`
@@ -394,12 +395,16 @@ class Hernia(Disease):
         self.long = torch.tensor([rng.uniform(.9, 1.3), 1., rng.uniform(.85, 1.1)]).float()
         self.level = rng.uniform(-.4, .4) if rng.random() < .75 else None # of the fluid; a quarter hold no air
         self.lumps = rng.uniform(0, .12)
+
     def move(self, at): # (..., 3) mm in the CT
-        away = (at - self.centre)/self.long; r = away.norm(dim=-1, keepdim=True).clip(min=1e-3)
+        away = (at - self.centre)/self.long
+        r = away.norm(dim=-1, keepdim=True).clip(min=1e-3)
         squeeze = torch.where(r < self.mm, r*self.small/self.mm, r - (self.mm - self.small)*torch.exp(-(r - self.mm).clip(min=0)/25))
         return away*self.long*(squeeze/r - 1)
+
     def paint(self, c, # the `Chest`
-              mu): # (voxels,) attenuation, water is 1
+              mu, # (voxels,) attenuation, water is 1
+             ):
         near = c.near(self.centre, 1.4*self.mm)
         away = (c.place(near) - self.centre)/self.long
         r, old = away.norm(dim=-1), mu[near]

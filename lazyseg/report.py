@@ -30,7 +30,8 @@ from .training import METHODS
 # %% ../nbs/make_report.ipynb #57faeef5
 def pick_shown(test:Films, # the test films
                seed:int, # of the run
-               sick:int=8, healthy:int=4, # how many to draw
+               sick:int=8, # diseased films to draw, at most
+               healthy:int=4, # healthy films to draw, at most
               ) -> tuple: # row numbers, diseased ones first; the rule that chose the first of them, in words
     "Test films by chance, and first the one that the report shows."
     rng, ill = np.random.default_rng(seed), test.table.diseased.to_numpy(bool)
@@ -44,7 +45,8 @@ def pick_shown(test:Films, # the test films
     return np.concatenate([[first], drawn[drawn != first], well]), rule
 
 # %% ../nbs/make_report.ipynb #11505f6e
-def full_film(settings:Settings, source:Source, # of the run
+def full_film(settings:Settings, # of the run
+              source:Source, # its films
               row, # of the table of films
               height:int=192, # at most
              ) -> np.ndarray: # (h, w) uint8
@@ -57,7 +59,11 @@ def full_film(settings:Settings, source:Source, # of the run
     small = min(1., height / len(film))
     return to_bytes(resize(film, *(max(1, round(side * small)) for side in film.shape)))
 
-def film_name(settings:Settings, row, number:int) -> str: # `number` counts the test films from 0
+# %% ../nbs/make_report.ipynb #1021bc89
+def film_name(settings:Settings, # of the run
+              row, # of the table of films
+              number:int, # of the test film, from 0
+             ) -> str:
     "What a film is called in a report."
     if settings.source == 'phantom': return row.patient
     if settings.source in ('pneumonia', 'nih'): return Path(row.path).name
@@ -65,9 +71,12 @@ def film_name(settings:Settings, row, number:int) -> str: # `number` counts the 
 
 # %% ../nbs/make_report.ipynb #3c2cd127
 def keep_examples(folder:Path, # the run's folder
-                  settings:Settings, source:Source, test:Films, # of the run
+                  settings:Settings, # of the run
+                  source:Source, # its films
+                  test:Films, # its test films
                   rows, # row numbers of the films to keep, the one to show first
-                  counterparts, scores, # (N, H, W) of these films, 0..1 and not negative
+                  counterparts, # (N, H, W) of these films, 0..1
+                  scores, # (N, H, W) of these films, not negative
                   points:dict, # {name: OperatingPoint}
                   rule:str, # that chose the first film
                  ) -> dict: # for `metrics.json`
@@ -86,7 +95,9 @@ def keep_examples(folder:Path, # the run's folder
             film['points'][name] = dict(dice=None if np.isnan(d) else float(d), marked=float(m.mean()))
     return dict(rule=rule, points=list(points), films=about)
 
-def forget_pictures(folder:Path):
+# %% ../nbs/make_report.ipynb #4a060875
+def forget_pictures(folder:Path, # the run's folder
+                   ):
     "Remove the pictures of films that an earlier run left, so that none outlives a change of the settings."
     for name in ('examples.npz', 'figures/films.png', 'figures/cases.png', 'figures/example.png'):
         (Path(folder)/name).unlink(missing_ok=True)
@@ -95,8 +106,8 @@ def forget_pictures(folder:Path):
 @dataclass
 class Run:
     "A folder that `train.ipynb` wrote, and its `metrics.json`."
-    folder: Path
-    metrics: dict
+    folder: Path # where it lies
+    metrics: dict # what its `metrics.json` holds
 
     def __getattr__(self, name): # disease, source, method, size, profile, seed ...
         if name.startswith('_') or name not in self.metrics['settings']: raise AttributeError(name)
@@ -105,7 +116,8 @@ class Run:
     @property
     def name(self) -> str: return f'{self.disease}, {self.method}, {self.size} px'
 
-    def result(self, kind:str) -> dict|None: # 'empty mask', 'label-only', "paper's band" ...
+    def result(self, kind:str, # 'empty mask', 'label-only', "paper's band" ...
+              ) -> dict|None: # from `evaluate`; None where there is none
         return self.metrics['results'].get(kind, self.metrics['results'].get(f'{self.method}, {kind}'))
 
     @property
@@ -133,7 +145,12 @@ def find_runs(out:Path|str, # folder of all reports
     return sorted(runs, key=lambda r: (order(r.disease.lower(), DISEASES), r.disease, r.size,
                                        order(r.method, ('paper', 'cyclegan', 'lazyseg')), r.method))
 
-def nearest_run(runs:list, disease:str, method:str, size:int) -> Run|None:
+# %% ../nbs/make_report.ipynb #3f08fc49
+def nearest_run(runs:list, # from `find_runs`
+                disease:str, # its name, in upper or lower case
+                method:str, # one of `METHODS`
+                size:int, # height of the films in pixels
+               ) -> Run|None:
     "The run of that size; where there is none, the largest there is."
     fit = [r for r in runs if r.disease.lower() == disease.lower() and r.method == method]
     return max(fit, key=lambda r: (r.size == size, r.size), default=None)
@@ -205,7 +222,11 @@ def _describe_run(run:Run, size:int) -> str:
     return (text + (f"; Dice {found['dice']:.2f} on this film" if found['dice'] is not None else '') +
             f", {100*found['marked']:.1f}% of it marked.")
 
-def caption_paper(number:int, runs:list, methods=('paper', 'lazyseg')) -> str: # markdown
+# %% ../nbs/make_report.ipynb #c81d890d
+def caption_paper(number:int, # one of `FIGURES`
+                  runs:list, # from `find_runs`
+                  methods=('paper', 'lazyseg'), # a line each
+                 ) -> str: # markdown
     "What `figure_paper` shows, and what it could not show."
     disease, size, text, _ = FIGURES[number]
     found = {m: nearest_run(runs, disease, m, size) for m in methods}
@@ -252,7 +273,10 @@ def paper_table(runs:list, # from `find_runs`
                     {'printed in the paper': '' if printed is None else f'{printed:.2f}', 'run': 'missing'})
     return pd.DataFrame(rows).fillna('').set_index(['disease', 'size', 'method']) if rows else pd.DataFrame()
 
-def missing_runs(runs:list, wanted) -> list: # of (disease, method, size)
+# %% ../nbs/make_report.ipynb #0dee8edc
+def missing_runs(runs:list, # from `find_runs`
+                 wanted, # (disease, method, size) of the runs that should be there
+                ) -> list: # of (disease, method, size)
     "Which of the wanted runs are not there."
     there = {(r.disease.lower(), r.method, r.size) for r in runs}
     return [(d, m, s) for d, m, s in wanted if (d.lower(), m, s) not in there]
@@ -272,7 +296,8 @@ def caption_table(runs:list, # from `find_runs`
                         *dict.fromkeys(r.metrics['credit'] for r in runs if r.metrics['credit']), 'Not a medical device.'])
 
 # %% ../nbs/make_report.ipynb #f7fb78ff
-def how_run(runs:list) -> pd.DataFrame:
+def how_run(runs:list, # from `find_runs`
+           ) -> pd.DataFrame: # a row a run
     "Profile, time, memory, machine and commit of each run."
     rows = []
     for r in runs:
@@ -288,11 +313,17 @@ def how_run(runs:list) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index('run') if rows else pd.DataFrame()
 
 # %% ../nbs/make_report.ipynb #27958705
-def words(text) -> list: # of str
+def words(text, # words with spaces or commas between, or a list of them
+         ) -> list: # of str
     "papermill hands over text; 'pneumonia edema' are two words, and so are 'pneumonia, edema' and a list of them."
     return str(text).replace(',', ' ').split() if not isinstance(text, (list, tuple)) else [str(t) for t in text]
 
-def check_report(source:str, diseases, methods, sizes) -> list: # (disease, method, size) of every run that is expected
+# %% ../nbs/make_report.ipynb #62d2bbfb
+def check_report(source:str, # one of `SOURCES`
+                 diseases, # their names, see `words`
+                 methods, # rows of `METHODS`, see `words`
+                 sizes, # heights of the films in pixels, see `words`
+                ) -> list: # (disease, method, size) of every run that is expected
     "Check the parameters of `nbs/report.ipynb`."
     one_of('source', source, SOURCES)
     if source == 'phantom':
@@ -301,9 +332,12 @@ def check_report(source:str, diseases, methods, sizes) -> list: # (disease, meth
     return [(d, m, whole_number('size', s, 8)) for d in words(diseases) for s in words(sizes) for m in words(methods)]
 
 # %% ../nbs/make_report.ipynb #551c6fea
-def show_figure(number:int, runs:list, # see `figure_paper`
+def show_figure(number:int, # one of `FIGURES`
+                runs:list, # from `find_runs`
                 folder:Path, # the report's
-                methods=('paper', 'lazyseg'), pictures:bool=True):
+                methods=('paper', 'lazyseg'), # a row each
+                pictures:bool=True, # show pictures of films: a bool or a word
+               ):
     "Save a figure of the paper and show it in a notebook, above its caption."
     from IPython.display import Image, Markdown, display # the library runs without it
     fig = figure_paper(number, runs, methods) if yes_or_no('pictures', pictures) else None
@@ -311,7 +345,12 @@ def show_figure(number:int, runs:list, # see `figure_paper`
     else: (Path(folder)/'figures'/f'figure-{number}.png').unlink(missing_ok=True)
     display(Markdown(('' if yes_or_no('pictures', pictures) else 'Pictures are left out.\n\n') + caption_paper(number, runs, methods)))
 
-def write_report(folder:Path, runs:list, wanted, methods=('paper', 'lazyseg')) -> Path:
+# %% ../nbs/make_report.ipynb #b1d8ac54
+def write_report(folder:Path, # the report's
+                 runs:list, # from `find_runs`
+                 wanted, # (disease, method, size) of the runs that should be there
+                 methods=('paper', 'lazyseg'), # a line each in the captions
+                ) -> Path:
     "Write `table.csv`, and `report.json` with the captions, the runs and what is missing."
     with whole_file(Path(folder)/'table.csv') as p: paper_table(runs, wanted).to_csv(p)
     about = dict(runs=[dict(folder=f'{r.folder.parent.name}/{r.folder.name}',
@@ -329,7 +368,10 @@ def find_panels(out:Path|str, # folder of all reports
     "The runs of `nbs/panel.ipynb` that are there."
     return sorted(f.parent for f in (project_root()/out/'panel').glob(f'{source}-*/metrics.json') if 'marks' in read_metrics(f.parent))
 
-def show_panel(folder:Path, pictures:bool=True):
+# %% ../nbs/make_report.ipynb #9cfbf0f2
+def show_panel(folder:Path, # from `find_panels`
+               pictures:bool=True, # show pictures of films: a bool or a word
+              ):
     "Show what a panel's run found: where the marks of each way lie on films with two diseases."
     from IPython.display import Image, Markdown, display
     from lazyseg.panel import marks_table
@@ -342,7 +384,9 @@ def show_panel(folder:Path, pictures:bool=True):
                      f"{test} test films, each of its own patient; {run['interval']}."))
 
 # %% ../nbs/make_report.ipynb #c48ca642
-def plan_runs(diseases, methods, sizes, # lists; no sizes: those of the paper, or 32 for the profile smoke
+def plan_runs(diseases, # their names
+              methods, # rows of `METHODS`
+              sizes, # heights of the films in pixels; empty: those of the paper, or 32 for the profile smoke
               **parameters, # further ones of `nbs/train.ipynb`, the same for all
              ) -> list: # of `Settings`
     "Every run of a report, checked, the small ones first."
@@ -384,7 +428,13 @@ def _run_report(source:str='phantom', out:str='reports', diseases=DISEASES, meth
     smaller_pictures(running)
     return running.replace(folder/'report.ipynb')
 
-def make_report(diseases=DISEASES, methods=('paper', 'lazyseg'), sizes=(), progress:bool=True, **parameters) -> dict: # {run: why it failed}
+# %% ../nbs/make_report.ipynb #d931e8ce
+def make_report(diseases=DISEASES, # their names
+                methods=('paper', 'lazyseg'), # rows of `METHODS`
+                sizes=(), # heights of the films in pixels; empty: those of the paper, or 32 for the profile smoke
+                progress:bool=True, # say how far it is
+                **parameters, # further ones of `nbs/train.ipynb`, the same for all
+               ) -> dict: # {run: why it failed}
     "All runs, and then the report over what they left. `parameters` are those of `nbs/train.ipynb`."
     plan = plan_runs(diseases, methods, sizes, **parameters)
     failed = run_all(plan, progress, **parameters)

@@ -28,7 +28,8 @@ DISEASES = ('pneumonia', 'edema', 'emphysema', 'hernia')
 SOURCES = ('phantom', 'table', 'folder', 'pneumonia', 'nih')
 
 # %% ../nbs/runs.ipynb #83ca2a57
-def data_name(path:str) -> str: # 'films.csv sha256:0123456789ab', a folder's name, or nothing
+def data_name(path:str, # of a table or a folder; may be empty
+             ) -> str: # 'films.csv sha256:0123456789ab', a folder's name, or nothing
     "A name for films on disk that says nothing of where they lie, and changes with their table."
     if not path: return ''
     path = Path(path)
@@ -65,7 +66,10 @@ class Settings:
         return keep | dict(data=data_name(self.data))
 
 # %% ../nbs/runs.ipynb #5736d6bc
-def whole_number(name:str, value, low:int) -> int:
+def whole_number(name:str, # the setting, as the user typed its name
+                 value, # what the user gave
+                 low:int, # the least that is allowed
+                ) -> int:
     "`value` as an int not below `low`, else a `LazysegError`."
     try: number = int(value)
     except (TypeError, ValueError): number = None
@@ -73,15 +77,32 @@ def whole_number(name:str, value, low:int) -> int:
         raise LazysegError(f"{name} is {value!r}; it has to be a whole number, at least {low}.")
     return number
 
-def yes_or_no(name:str, value) -> bool:
+# %% ../nbs/runs.ipynb #48bae3e3
+def yes_or_no(name:str, # the setting, as the user typed its name
+              value, # what the user gave: a bool or a word
+             ) -> bool:
     "`value` as a bool, else a `LazysegError`. papermill hands over `true` as a word."
     if isinstance(value, bool): return value
     words = dict(true=True, yes=True, false=False, no=False)
     return words[one_of(name, str(value).strip().lower(), words)]
 
 # %% ../nbs/runs.ipynb #17794378
-def check_settings(disease='pneumonia', source='phantom', data='', where='', view='film', method='lazyseg', size=0,
-                   profile='auto', epochs=0, seed=0, out='reports', credit='', pictures=True, lung_masks='auto', bad='stop') -> Settings:
+def check_settings(disease='pneumonia', # one of `DISEASES`, or a label of the films
+                   source='phantom', # one of `SOURCES`
+                   data='', # the films' folder or table, for any source but the phantom
+                   where='', # a query that keeps a part of the table
+                   view='film', # one of `VIEWS`
+                   method='lazyseg', # one of `METHODS`
+                   size=0, # height of the films in pixels, a multiple of 8; 0: the profile's
+                   profile='auto', # one of `PROFILES`; auto: gpu where CUDA is there, else cpu
+                   epochs=0, # passes over the larger domain; 0: the profile's
+                   seed=0, # seed of every draw
+                   out='reports', # folder of all reports, from the project's root
+                   credit='', # whose films these are and under which licence; not for the phantom
+                   pictures=True, # show pictures of the films: a bool or a word
+                   lung_masks='auto', # one of `LUNG_MASKS`
+                   bad='stop', # at a film that can't be read: 'stop' or 'skip' it
+                  ) -> Settings:
     "Check every parameter of a run; paths are taken from the project's root. Wrong ones raise a `LazysegError`."
     if profile == 'auto': profile = 'gpu' if torch.cuda.is_available() else 'cpu'
     one_of('profile', profile, PROFILES), one_of('method', method, METHODS), one_of('source', source, SOURCES)
@@ -97,9 +118,9 @@ def check_settings(disease='pneumonia', source='phantom', data='', where='', vie
     if data:
         data = root/Path(data).expanduser()
         if not data.exists(): raise LazysegError(f"data is {data}, which does not exist.")
-    return Settings(disease, source, str(data), where, view, method, size, profile, whole_number('epochs', epochs, 0),
-                    whole_number('seed', seed, 0), str(root/Path(out).expanduser()), str(credit).strip(),
-                    yes_or_no('pictures', pictures), lung_masks, bad)
+    return Settings(disease, source, str(data), where, view, method, size, profile,
+                    whole_number('epochs', epochs, 0), whole_number('seed', seed, 0), str(root/Path(out).expanduser()),
+                    str(credit).strip(), yes_or_no('pictures', pictures), lung_masks, bad)
 
 # %% ../nbs/runs.ipynb #202bb49f
 def check_names(cells:list, # the sources of the cells run so far: `In`
@@ -154,11 +175,15 @@ def write_metrics(folder:Path, # the run's folder
     with whole_file(Path(folder)/'metrics.json') as p: p.write_text(json.dumps(metrics, indent=1, allow_nan=False) + '\n')
     return Path(folder)/'metrics.json'
 
-def read_metrics(folder:Path) -> dict:
+# %% ../nbs/runs.ipynb #e9cbd9dd
+def read_metrics(folder:Path, # the run's folder
+                ) -> dict:
     "What `write_metrics` wrote."
     return json.loads((Path(folder)/'metrics.json').read_text())
 
-def already_there(settings:Settings) -> bool:
+# %% ../nbs/runs.ipynb #19847f5f
+def already_there(settings:Settings, # of the run that is asked for
+                 ) -> bool:
     "Whether the run's folder holds the metrics of a run with these settings."
     try: old = read_metrics(settings.folder)['settings']
     except (OSError, ValueError, KeyError): return False
@@ -167,14 +192,19 @@ def already_there(settings:Settings) -> bool:
     return all((assumed | old).get(k) == v for k, v in new.items())
 
 # %% ../nbs/runs.ipynb #be6b9d29
-def get_run_source(settings:Settings) -> Source:
+def get_run_source(settings:Settings, # of the run
+                  ) -> Source:
     "The table of films that `settings` name."
     if settings.source == 'phantom': how = dict(n=PROFILES[settings.profile]['films'], size=settings.size, seed=settings.seed)
     else: how = dict(data=settings.data, where=settings.where or None, seed=settings.seed)
     if settings.credit: how['credit'] = settings.credit
     return get_source(settings.source, disease=settings.disease, **how)
 
-def get_films_aloud(*what, say=print, **how) -> Films: # as for `get_films`
+# %% ../nbs/runs.ipynb #a973f3ca
+def get_films_aloud(*what, # as for `get_films`
+                    say=print, # called with the text of each warning
+                    **how, # as for `get_films`
+                   ) -> Films:
     "Films by `get_films`. What it warns of is said without the names of films: it may end in a report that is shown to others."
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter('always', UserWarning)
@@ -186,7 +216,7 @@ def get_films_aloud(*what, say=print, **how) -> Films: # as for `get_films`
     return films
 
 # %% ../nbs/runs.ipynb #beb3f274
-def get_run_films(settings:Settings,
+def get_run_films(settings:Settings, # of the run
                   source:Source=None, # from `get_run_source`, where it is at hand
                  ) -> Films: # with splits train, valid and test
     "Read the films that `settings` name, and check that every split has both kinds."
@@ -218,7 +248,11 @@ def figure_costs(epochs:list, # of dicts, `learn.costs.epochs`
 # %% ../nbs/runs.ipynb #a1db7555
 MARKED, TRUTH = '#E69F00', '#56B4E9'
 
-def outline(ax, mask, colour:str, label:str):
+def outline(ax, # matplotlib axes
+            mask, # (H, W) bool, or 0 and 1
+            colour:str, # of the border
+            label:str, # for a legend
+           ):
     "Draw the border of `mask` (H, W) on `ax`, if there is any."
     mask = np.asarray(mask, float)
     if mask.any(): ax.contour(np.pad(mask, 1), [.5], colors=colour, linewidths=1.4,
@@ -227,7 +261,11 @@ def outline(ax, mask, colour:str, label:str):
     ax.plot([], [], color=colour, label=label)
 
 # %% ../nbs/runs.ipynb #3da88c59
-def figure_cases(films, counterparts, scores, masks, titles,
+def figure_cases(films, # (N, H, W) 0..1
+                 counterparts, # (N, H, W) 0..1
+                 scores, # (N, H, W), not negative
+                 masks, # (N, H, W) bool
+                 titles, # N texts, one above each film
                  truth=None, # (N, H, W) 0 or 1, or None where nobody knows
                  threshold:float=None, # drawn on the colour bar
                  columns:int=1, # cases side by side
@@ -256,7 +294,8 @@ def figure_cases(films, counterparts, scores, masks, titles,
 def save_figure(folder:Path, # the run's folder
                 name:str, # without ending
                 fig:plt.Figure, # closed afterwards, so that a notebook does not show it twice
-                dpi:int=110) -> Path:
+                dpi:int=110, # pixels an inch
+               ) -> Path:
     "Write `figures/name.png` into the run's folder, with 256 colours."
     path, picture = Path(folder)/'figures'/f'{name}.png', io.BytesIO()
     fig.savefig(picture, dpi=dpi, format='png')

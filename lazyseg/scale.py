@@ -57,7 +57,9 @@ def device_profile(name='auto', # a row of `DEVICE_PROFILES`, or a `DeviceProfil
 class OnDevice(Callback):
     "Lays out networks and films, and computes each batch, as a `DeviceProfile` says."
     order = 5
-    def __init__(self, how:DeviceProfile): self.how = how
+    def __init__(self, how:DeviceProfile, # how a step is computed
+                ):
+        self.how = how
     def before_fit(self):
         model, device = self.learn.model, next(self.learn.model.parameters()).device.type
         slow = device == 'cpu' and any(isinstance(layer, (nn.GroupNorm, nn.InstanceNorm2d)) for layer in model.modules())
@@ -79,7 +81,9 @@ class OnDevice(Callback):
 class InParts(Callback):
     "A batch goes through the trainer in `parts` pieces: less memory, one step of the optimiser all the same."
     order = 7
-    def __init__(self, parts:int): self.parts = parts
+    def __init__(self, parts:int, # pieces of a batch
+                ):
+        self.parts = parts
     def before_batch(self):
         if not self.training: return
         films = len(self.learn.xb[0])
@@ -91,7 +95,9 @@ class InParts(Callback):
             self.add(cost, share)
         self.learn.xb = last
 
-    def add(self, cost, share):
+    def add(self, cost, # {name: cost} of one piece, from `Translator`
+            share, # of the batch's films in the piece, 0..1
+           ):
         for k, v in cost.items(): self.done[k] = self.done.get(k, 0) + share * v.detach()
     def after_loss(self): # what is reported is the whole batch's
         if not self.training: return
@@ -102,17 +108,21 @@ class InParts(Callback):
 class Joint(torch.autograd.Function):
     "The sum of `x` over all processes; its gradient is summed on the way back."
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx, x, # of the same shape in every process
+               ): # the sum
         x = x.clone()
         torch.distributed.all_reduce(x)
         return x
     @staticmethod
-    def backward(ctx, gradient): return Joint.forward(ctx, gradient)
+    def backward(ctx, gradient, # of the loss by the sum, in this process
+                ):
+        return Joint.forward(ctx, gradient)
 
 # %% ../nbs/03c_many_machines.ipynb #36002b0e
 class JointBatchNorm(nn.BatchNorm2d):
     "Batch normalisation by the films (B, C, H, W) of all processes, which have to be as many in each."
-    def forward(self, x:Tensor) -> Tensor:
+    def forward(self, x:Tensor, # (B, C, H, W), as many films in every process
+               ) -> Tensor:
         if not self.training: return super().forward(x)
         processes, column = torch.distributed.get_world_size(), lambda v: v[:, None, None]
         var, mean = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, (0, 2, 3), correction=0)
@@ -135,7 +145,9 @@ class Together(Callback):
         self.group = Accelerator(cpu=not torch.cuda.is_available())
         self.rank, self.n = self.group.process_index, self.group.num_processes
 
-    def switch(self, one, other): # batch normalisation alone, or joint
+    def switch(self, one, # class of the layers to change: batch normalisation alone, or joint
+               other, # class that they get
+              ):
         for layer in self.learn.model.modules():
             if type(layer) is one: layer.__class__ = other
     def before_fit(self):
@@ -157,8 +169,10 @@ class Together(Callback):
 _LOST = ('closed by peer', 'reset by peer', 'broken pipe', 'timed out', 'remote process exited', 'connection refused',
          'application timeout')
 
-def fit_together(films, *settings, # for `fit_method`, as all that follows
-                 **more):
+def fit_together(films, # `Films` with splits train and valid
+                 *settings, # for `fit_method`, as all that follows
+                 **more, # for `fit_method` too, by name
+                ):
     "`fit_method` by all processes that torchrun or accelerate started; the second stage is left to whoever takes up the checkpoint."
     from lazyseg.training import fit_method # which needs this module
     try: return fit_method(films, *settings, **more, cbs=[Together()], exercises=0.)
@@ -169,7 +183,8 @@ def fit_together(films, *settings, # for `fit_method`, as all that follows
                            "Start all of them again: they go on from the last epoch that was written.") from e
 
 # %% ../nbs/03c_many_machines.ipynb #6bde8757
-def main(args=None) -> int: # exit code: 0 well, 1 a fault
+def main(args=None, # words of the command line; None: those the process was started with
+        ) -> int: # exit code: 0 well, 1 a fault
     "`torchrun --nproc-per-node 2 -m lazyseg.scale hernia ...`: the first stage of `lazyseg train hernia ...`, by several processes."
     from lazyseg.cli import options_train
     from lazyseg.runs import already_there, check_settings, get_run_films, get_run_source
@@ -222,7 +237,8 @@ def count_step(m, # a `Method`
     return torch.tensor(rows, dtype=torch.float64), 4 * 4 * weights + sum(t.numel() * t.dtype.itemsize for t in held.values())
 
 # %% ../nbs/03c_many_machines.ipynb #854a5b1a
-def estimate(m, size:int, # see `count_step`
+def estimate(m, # a `Method`
+             size:int, # height and width of the films
              speed:float, # operations a second of large convolutions
              bandwidth:float, # bytes a second
              start:float=0., # seconds to start an operation

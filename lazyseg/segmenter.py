@@ -375,7 +375,8 @@ class Segmenter:
                settings, # `Settings` of the run
                films, # `Films` with splits
                metrics=None, # of the run, for the model card
-               calibration=None): # applied to the scores before the operating point
+               calibration=None, # applied to the scores before the operating point
+              ):
         "What a training run leaves: describes its films, and notes what it was."
         from lazyseg.data import lung_counts # here, since using a model needs none of that chapter
         held_out = films.split('valid')

@@ -100,13 +100,15 @@ class OperatingPoint:
         return {k:v for k, v in asdict(self).items() if k != 'chosen_on'}
 
     @classmethod
-    def from_dict(cls, settings:dict): 
+    def from_dict(cls, settings:dict, # from `to_dict`
+                 ):
         "The operating point that `to_dict` wrote."
         return cls(**settings)
 
 # %% ../nbs/04_thresholding.ipynb #fc0ca941
 @patch
-def smooth(self:OperatingPoint, scores): # (N,H,W) -> (N,H,W) float32
+def smooth(self:OperatingPoint, scores, # (N,H,W) scores
+          ): # (N,H,W) float32
     "The scores after smoothing, film by film."
     if not self.smoothing: return np.asarray(scores, np.float32)
     return ndimage.gaussian_filter(np.asarray(scores, np.float32), (0, self.smoothing, self.smoothing))

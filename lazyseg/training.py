@@ -143,12 +143,18 @@ def judge(critic:nn.Module, # films to verdicts
 class Billed(torch.autograd.Function):
     "A cost whose gradient is known: the way back hands it out, and goes through no network again."
     @staticmethod
-    def forward(ctx, cost, gradients, *payers):
+    def forward(ctx, cost, # a number
+                gradients, # of the cost, one for each of `payers`
+                *payers, # tensors that get them
+               ):
         ctx.gradients = gradients
         return cost.clone()
     @staticmethod
-    def backward(ctx, weight): return None, None, *[weight * g for g in ctx.gradients]
+    def backward(ctx, weight, # gradient of the loss by the cost
+                ):
+        return None, None, *[weight * g for g in ctx.gradients]
 
+# %% ../nbs/03_training.ipynb #ea89e156
 def bill(cost:Tensor, # a number
          seen:list[Tensor], # what `cost` was worked out from
          payers:list[Tensor], # who gets the gradient of each
@@ -170,7 +176,11 @@ class Side(nn.Module):
         self.generator = Generator(m.width, m.blocks, m.norm, m.upsample, m.head, m.skips, guided, m.halvings, m.height)
         self.critic = Discriminator(m.critic_width, m.critic_norm, m.critic_steps, verdicts=1 + m.separate)
 
-    def bills(self, real:Tensor, made:Tensor, negatives:Tensor|None, m:Method) -> tuple[Tensor, Tensor]:
+    def bills(self, real:Tensor, # (B, 1, H, W) real films of the domain
+              made:Tensor, # (B, 1, H, W) films that the generator made
+              negatives:Tensor|None, # (B, 1, H, W) real films of the other domain; None: the critic sees none
+              m:Method, # choices
+             ) -> tuple[Tensor, Tensor]:
         "What fooling costs the generator, and what being fooled costs the critic."
         extra, shown, weights = [] if negatives is None else [negatives], made.detach().requires_grad_(), list(self.critic.parameters())
         verdict, seen, *sick = [worst(v, m.suspicion) for v in judge(self.critic, [real, shown, *extra], m.haze)]
@@ -186,7 +196,8 @@ class Side(nn.Module):
 # %% ../nbs/03_training.ipynb #2cfed74e
 class Translator(nn.Module):
     "Healthy and diseased films in, a dict of costs out; `loss` is their weighted sum."
-    def __init__(self, m:Method):
+    def __init__(self, m:Method, # choices, see `method`
+                ):
         super().__init__()
         one_of('cycle', m.cycle, ['none', 'full', 'guided'])
         if m.cycle == 'guided' and m.head != 'mask': raise LazysegError("A guided cycle needs the head 'mask'.")
@@ -196,7 +207,9 @@ class Translator(nn.Module):
         self.averaged = copy.deepcopy(self.there.generator).requires_grad_(False) if m.average else None
         self.progress = 0. # of the training, 0..1: `BothDomains` keeps it
 
-    def forward(self, healthy:Tensor, sick:Tensor) -> dict[str, Tensor]:
+    def forward(self, healthy:Tensor, # (B, 1, H, W) films, 0..1
+                sick:Tensor, # (B, 1, H, W) films, 0..1
+               ) -> dict[str, Tensor]: # numbers; `loss` is what is made small
         m, cost = self.m, {}
         healthy, sick = shrink(healthy, m.height), shrink(sick, m.height)
         counterpart, same = self._translate(self.there.generator, sick, healthy)
@@ -258,11 +271,14 @@ class BothDomains(Callback):
         both = (*self.learn.xb, *self.learn.yb)
         self.learn.xb = self.learn.yb = both
 
-def total(cost:dict, *_) -> Tensor:
+def total(cost:dict, # what `Translator` gave
+          *_, # targets, as a `Learner` hands them over: not looked at
+         ) -> Tensor:
     "The loss that `Translator` worked out."
     return cost['loss']
 
-def two_groups(model:Translator) -> list[list[nn.Parameter]]:
+def two_groups(model:Translator, # whose parameters are grouped
+              ) -> list[list[nn.Parameter]]:
     "Parameters of the generators and of the discriminators: one optimiser, two learning rates."
     sides = [s for s in (model.there, model.back) if s is not None]
     return [[p for s in sides for p in s.generator.parameters()], [p for s in sides for p in s.critic.parameters()]]
@@ -337,7 +353,8 @@ class Watch(Callback):
             "Try a lower learning rate (lr), a price for changing healthy films (identity), or another seed.")
 
 # %% ../nbs/03_training.ipynb #aa884799
-def schedule(m:Method) -> ParamScheduler:
+def schedule(m:Method, # choices: lr, critic_lr and decay
+            ) -> ParamScheduler:
     "Constant learning rates, which fall to zero over the last `m.decay` of the training."
     def curve(lr): return combine_scheds([1 - m.decay, m.decay], [SchedNo(lr, lr), SchedCos(lr, 0.)])
     class TwoRates:
@@ -361,17 +378,21 @@ def get_learner(dls:DataLoaders, # of (healthy, diseased), see `unpaired_loaders
                         *device_profile(device).callbacks(), *cbs], **kwargs)
 
 # %% ../nbs/03_training.ipynb #10b0b907
-def same_choices(kept:str, asked:str) -> bool: # both JSON
+def same_choices(kept:str, # JSON, of the training that is kept: fields of `Method`, and what else tells it from others
+                 asked:str, # JSON, of the training that is asked for
+                ) -> bool:
     "Whether two trainings are the same; a field of `Method` that did not exist yet had its usual value."
     return asdict(Method()) | json.loads(kept) == asdict(Method()) | json.loads(asked)
 
-def read_state(file:Path) -> dict:
+def read_state(file:Path, # that `save_state` wrote
+              ) -> dict:
     "What a stopped training left. Holds numbers and words; no code from the file is run."
     try: return torch.load(file, map_location='cpu', weights_only=True)
     except Exception as e:
         raise LazysegError(f"{file} can't be read ({type(e).__name__}): it was cut off or changed. "
                            "Delete it, and that training begins anew.") from e
 
+# %% ../nbs/03_training.ipynb #a1ac661d
 def save_state(path:Path, # the file
                state:dict, # what torch can save
               ):
@@ -435,7 +456,7 @@ PROFILES = {
 
 # %% ../nbs/03_training.ipynb #9282b505
 def count_passes(size:dict, # a row of `PROFILES`
-                 m:Method,
+                 m:Method, # choices: its height
                  height:int, # of the films, in pixels
                  batches:int, # in one pass over the larger domain
                 ) -> int:
@@ -445,13 +466,15 @@ def count_passes(size:dict, # a row of `PROFILES`
     return max(1, round(size['steps'] * min(1, size['size'] / seen) / batches))
 
 # %% ../nbs/03_training.ipynb #e5cd21f8
-def fingerprint(films) -> str:
+def fingerprint(films, # `Films`
+               ) -> str:
     "A short name for what is trained on: the table and a sample of the pixels."
     rows = films.table[['path', 'diseased', 'split']].to_csv(index=False).encode()
     return hashlib.sha256(rows + np.ascontiguousarray(films.film[:64]).tobytes() + str(films.film.shape).encode()).hexdigest()[:16]
 
 # %% ../nbs/03_training.ipynb #f4916ecd
-def round_weights(net:nn.Module) -> nn.Module: # the same one
+def round_weights(net:nn.Module, # any network; changed in place
+                 ) -> nn.Module: # the same one
     "Round weights to what 16 bits hold; the few that are too large for that stay as they are."
     for v in net.state_dict().values():
         if v.is_floating_point(): v.copy_(torch.where(v.half().isfinite(), v.half().to(v), v))
