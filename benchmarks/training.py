@@ -2,6 +2,7 @@
 
 - machine: how fast memory is copied;
 - limit: a step of each method as a fraction of the machine's own matrix product (GEMM), taken in turns in one process; where its time goes; memory;
+- narrow: the same with convolutions in 16 bits (bfloat16), where the processor has units for them;
 - peers: the same networks trained by a plain loop in the manner of the public CycleGAN codes, in turns with ours;
 - growing: time a film and memory with 1,000 to 100,000 films;
 - size: time and memory against the size of the films and the width of the networks.
@@ -29,16 +30,18 @@ import fastai.callback.progress  # noqa: F401  (no_bar)
 from fastai.callback.core import Callback, CancelFitException
 from lazyseg.data import Films, unpaired_loaders
 from lazyseg.models import Discriminator, Generator
+from lazyseg.scale import device_profile
 from lazyseg.training import Translator, get_learner, method
 
 KEPT, BATCH, clock = Path(__file__).with_name("training.json"), 8, time.process_time
 
 
-def gemm(n=1536, kept=[]):
+def gemm(n=1536, dtype=torch.float32, kept={}):
     "GFLOP a second of a matrix product of n x n."
-    if not kept: kept.extend(torch.randn(n, n) for _ in range(3))
+    if dtype not in kept: kept[dtype] = [torch.randn(n, n).to(dtype) for _ in range(3)]
+    a, b, out = kept[dtype]
     start = clock()
-    torch.mm(kept[0], kept[1], out=kept[2])
+    torch.mm(a, b, out=out)
     return 2 * n**3 / (clock() - start) / 1e9
 
 
@@ -82,12 +85,12 @@ def flops(m, size, batch=BATCH):
     return counted.get_total_flops() / 1e9
 
 
-def one_setting(name, width, size, steps):
+def one_setting(name, width, size, steps, device="auto"):
     "A few steps of one method by the trainer itself."
     with tempfile.TemporaryDirectory() as folder:
         m = method(name, width=width, batch_size=BATCH, height=0) # the networks at this size
         gemm()
-        learn, watch = get_learner(unpaired_loaders(noise_films(200, size, folder), BATCH), m), Clock(steps)
+        learn, watch = get_learner(unpaired_loaders(noise_films(200, size, folder), BATCH), m, device=device), Clock(steps)
         before = resident()[0]
         with learn.no_logging(), learn.no_bar(): learn.fit(steps, cbs=watch)
     peak = resident()[1]
@@ -125,6 +128,22 @@ def machine():
 
 def limit():
     return [show(apart(one_setting, name, width, size, 5)) for size in (64, 128) for width in (16, 32) for name in ("paper", "cyclegan", "lazyseg")]
+
+
+def has_16_bits(): return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def narrow():
+    "A step in 16 bits against one in 32, each beside the 32-bit product; and what the product itself gains."
+    if not has_16_bits(): return show(dict(left_out="no units for bfloat16"))
+    product = apart(lambda: float(np.median([gemm(dtype=torch.bfloat16) / gemm() for _ in range(8)][1:])))
+    rows = []
+    for size in (64, 128):
+        for name in ("cyclegan", "lazyseg"):
+            wide, thin = (apart(one_setting, name, 32, size, 5, device_profile("cpu", autocast=a)) for a in (False, True))
+            rows.append(show(dict(method=name, width=32, size=size, ms=wide["ms"], ms_16=thin["ms"], of_gemm=wide["of_gemm"], of_gemm_16=thin["of_gemm"],
+                                  faster=round(thin["of_gemm"] / wide["of_gemm"], 2), product_faster=round(product, 2))))
+    return rows
 
 
 def size():
@@ -196,8 +215,8 @@ def plain_round(peer, piles, batch, steps):
     return batch * steps / (all_clocks() - start)
 
 
-def our_round(films, name, width, batch, steps):
-    learn = get_learner(unpaired_loaders(films, batch), method(name, width=width, batch_size=batch))
+def our_round(films, name, width, batch, steps, device="auto"):
+    learn = get_learner(unpaired_loaders(films, batch), method(name, width=width, batch_size=batch), device=device)
     learn.create_opt()
     start = all_clocks()
     with learn.no_logging(), learn.no_bar(): learn.fit(1, cbs=Stop(steps))
@@ -220,6 +239,7 @@ def peers(width=32, size=64, rounds=5):
         m, found = method("cyclegan", width=width), []
         loops = {"plain loop": (1, lambda b, n, peer=Reference(m): plain_round(peer, piles, b, n)), "cyclegan": (1, lambda b, n: our_round(films, "cyclegan", width, b, n)),
                  "lazyseg": (0, lambda b, n: our_round(films, "lazyseg", width, b, n))}
+        if has_16_bits(): loops["cyclegan in 16 bits"] = 1, lambda b, n: our_round(films, "cyclegan", width, b, n, device_profile("cpu", autocast=True))
         for r in range(rounds + 1): # the first is not counted
             row = {}
             for name, (one, go) in loops.items():
@@ -229,6 +249,8 @@ def peers(width=32, size=64, rounds=5):
     table = pd.DataFrame(found)
     ratio = lambda a, b: round(float((table[a] / table[b]).median()), 2)
     return show(dict(width=width, size=size, rounds=rounds, films_a_second={k: round(float(v), 2) for k, v in table.median().items()},
+                     **({"in_16_bits_8": ratio("cyclegan in 16 bits, batch 8", "plain loop, batch 8"), "in_16_bits_8_against_plain_1":
+                         ratio("cyclegan in 16 bits, batch 8", "plain loop, batch 1")} if "cyclegan in 16 bits, batch 8" in table else {}),
                      equal_batch_8=ratio("cyclegan, batch 8", "plain loop, batch 8"), equal_batch_1=ratio("cyclegan, batch 1", "plain loop, batch 1"),
                      cyclegan_8_against_plain_1=ratio("cyclegan, batch 8", "plain loop, batch 1"), lazyseg_8_against_plain_8=ratio("lazyseg, batch 8", "plain loop, batch 8"),
                      lazyseg_8_against_plain_1=ratio("lazyseg, batch 8", "plain loop, batch 1")))
@@ -266,9 +288,9 @@ def show(row):
 def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    for part in sys.argv[1:] or ("machine", "limit", "peers", "growing", "size"):
+    for part in sys.argv[1:] or ("machine", "limit", "narrow", "peers", "growing", "size"):
         print(part, flush=True)
-        found = {"machine": machine, "limit": limit, "peers": lambda: apart(peers), "growing": growing, "size": size}[part]()
+        found = {"machine": machine, "limit": limit, "narrow": narrow, "peers": lambda: apart(peers), "growing": growing, "size": size}[part]()
         kept = (json.loads(KEPT.read_text()) if KEPT.is_file() else {}) | {part: found}
         KEPT.write_text(json.dumps(kept, indent=1) + "\n")
 

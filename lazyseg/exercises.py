@@ -194,6 +194,7 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
           width:int=16, # of the pupil
           rare:float=.01, # see `lesions_of`
           seed:int=0, # seed of every draw
+          device:str='auto', # how a step is computed, see `device_profile`
          ) -> PupilScorer:
     "Train a pupil on what the teacher's generator found; image-level labels only."
     part = taught_films(films)
@@ -203,6 +204,6 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
     pupil = Outliner(width)
     learn = Learner(DataLoaders(book, book), pupil, loss_func=outline_cost,
                     opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, foreach=True),
-                    lr=3e-3, wd=.01, cbs=[NoValidation(), *device_profile().callbacks()])
+                    lr=3e-3, wd=.01, cbs=[NoValidation(), *device_profile(device).callbacks()])
     with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(1, 3e-3)
     return PupilScorer(pupil, getattr(scorer, 'teacher', scorer), scorer.name)

@@ -37,6 +37,7 @@ class DeviceProfile:
 DEVICE_PROFILES = {
     'plain': DeviceProfile(), # as the networks are built: every device can do it
     'cpu': DeviceProfile(channels_last=True),
+    'cpu16': DeviceProfile(channels_last=True, autocast=True), # a processor with units for bfloat16
     'cuda': DeviceProfile(channels_last=True, autocast=True),
 }
 
@@ -67,6 +68,7 @@ class OnDevice(Callback):
         self.narrow = lambda: torch.autocast(device, torch.bfloat16) if self.how.autocast else nullcontext()
         model.to(memory_format=self.layout)
         if not self.how.compile: return
+        if device == 'cpu': raise LazysegError("compile is for graphics processors: on this one it makes training slower. Leave it off.")
         for net in model.modules():
             if isinstance(net, (Generator, Discriminator)): net.compile()
 

@@ -488,6 +488,7 @@ def fit_method(films, # `Films` with splits train and valid
                epochs:int=0, # passes over the larger domain; 0: the profile's
                folder:Path|str|None=None, # for what a stopped training needs to go on
                cbs=(), # further callbacks of the first stage
+               device:str='auto', # how both stages are computed, see `device_profile`
                **changes, # fields of `Method`
               ) -> GeneratorScorer: # or a `PupilScorer`, where the method has a second stage
     "Train a method on unpaired films; the scorer carries `learn` and `trained_seconds` (over all calls that it took)."
@@ -497,21 +498,21 @@ def fit_method(films, # `Films` with splits train and valid
     epochs = epochs or count_passes(size, m, films.film.shape[1], len(dls.train))
     run = dict(seed=seed, epochs=epochs, films=fingerprint(films)) if folder else {}
     kept = Checkpoint(Path(folder)/'checkpoint.pt', run) if folder else None
-    learn = get_learner(dls, m, seed=seed, cbs=[*cbs, *filter(None, [kept])])
+    learn = get_learner(dls, m, seed=seed, cbs=[*cbs, *filter(None, [kept])], device=device)
     learn.create_opt()
     done = kept._restore(epochs) if kept else 0
     with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
         learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
     scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
     steps = round(m.exercises * epochs * len(dls.train))
-    if steps: scorer = _second_stage(scorer, films, steps, m, seed, folder, run)
+    if steps: scorer = _second_stage(scorer, films, steps, m, seed, folder, run, device)
     for net in {scorer.generator, getattr(scorer, 'pupil', scorer.generator)}: round_weights(net)
     earlier = (kept.earlier if kept else 0.) + getattr(scorer, 'earlier', 0.)
     scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started
     return scorer
 
 # %% ../nbs/03_training.ipynb #9d51da3a
-def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict) -> PupilScorer:
+def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict, device) -> PupilScorer:
     "`teach` a pupil, or take the one that an earlier call with the same settings and the same exercise book left in `folder`."
     kept, choices = folder and Path(folder)/'pupil.pt', json.dumps(asdict(m) | run | dict(book=BOOK_VERSION))
     if kept and kept.exists():
@@ -523,7 +524,7 @@ def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, 
             scorer.earlier = state.get('seconds', 0.)
             return scorer
     started = time.perf_counter()
-    scorer = teach(scorer, films, steps, m.width, seed=seed)
+    scorer = teach(scorer, films, steps, m.width, seed=seed, device=device)
     if kept:
         save_state(kept, dict(choices=choices, pupil=scorer.pupil.state_dict(), seconds=time.perf_counter() - started))
     return scorer
