@@ -130,9 +130,12 @@ def _add_run(p, one_size=True):
     p.add_argument('--lung-masks', default='auto', help="auto: a film's own lung mask, else the network's, where the view needs one; "
                                                         "given: own masks alone; all: also where the view needs none")
     _add_bad(p)
+    p.add_argument('--device', default='auto', help='how a step is computed: auto, plain, cpu, cuda, or cpu16 '
+                                                    '(a processor with units for bfloat16: faster, other bits)')
     p.add_argument('--credit', default='', help='whose films these are and under which licence')
     p.add_argument('--no-pictures', dest='pictures', action='store_false', help='leave out pictures of the films')
 
+# %% ../nbs/cli.ipynb #c0a1e219
 def _add_bad(p):
     "What to do with a film that can't be used."
     p.add_argument('--bad', default='stop', choices=('stop', 'skip'),

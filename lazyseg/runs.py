@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from .core import LazysegError, fewer_colours, one_of, project_root, whole_file
 from .data import LUNG_MASKS, VIEWS, Films, Source, get_films, get_source
+from .scale import DEVICE_PROFILES
 from .training import METHODS, PROFILES
 
 # %% ../nbs/runs.ipynb #4a34f49e
@@ -36,7 +37,8 @@ def data_name(path:str, # of a table or a folder; may be empty
     return f'{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}' if path.is_file() else path.name
 
 # %% ../nbs/runs.ipynb #af8ef214
-_USUAL = dict(lung_masks='auto', bad='stop') # written down only where they differ, so that runs from before there was a choice still hold
+# Written down only where they differ, so that runs from before there was a choice still hold.
+_USUAL = dict(lung_masks='auto', bad='stop', device='auto')
 
 @dataclass
 class Settings:
@@ -56,6 +58,7 @@ class Settings:
     pictures: bool = True  # show pictures of the films
     lung_masks: str = 'auto'  # whose lungs the network finds, where the view needs lungs: one of `LUNG_MASKS`
     bad: str = 'stop'  # a film that can't be read, or on which no lungs are found: 'stop', or 'skip' it
+    device: str = 'auto'  # how a step is computed: 'auto', or one of `DEVICE_PROFILES` in the chapter on many machines
 
     @property
     def folder(self) -> Path: # where this run writes
@@ -102,11 +105,13 @@ def check_settings(disease='pneumonia', # one of `DISEASES`, or a label of the f
                    pictures=True, # show pictures of the films: a bool or a word
                    lung_masks='auto', # one of `LUNG_MASKS`
                    bad='stop', # at a film that can't be read: 'stop' or 'skip' it
+                   device='auto', # how a step is computed: auto, or one of `DEVICE_PROFILES`
                   ) -> Settings:
     "Check every parameter of a run; paths are taken from the project's root. Wrong ones raise a `LazysegError`."
     if profile == 'auto': profile = 'gpu' if torch.cuda.is_available() else 'cpu'
     one_of('profile', profile, PROFILES), one_of('method', method, METHODS), one_of('source', source, SOURCES)
-    one_of('view', view, VIEWS), one_of('lung_masks', lung_masks, LUNG_MASKS), one_of('bad', bad, ('stop', 'skip'))
+    one_of('view', view, VIEWS), one_of('lung_masks', lung_masks, LUNG_MASKS)
+    one_of('bad', bad, ('stop', 'skip')), one_of('device', device, ('auto', *DEVICE_PROFILES))
     if source == 'phantom':
         one_of('disease', disease, DISEASES)
         if credit: raise LazysegError("credit is for films of your own: the phantom names its CT itself.")
@@ -114,13 +119,12 @@ def check_settings(disease='pneumonia', # one of `DISEASES`, or a label of the f
     if not str(disease).strip(): raise LazysegError("disease is empty. Name the label that diseased films carry.")
     size = whole_number('size', size, 0) or PROFILES[profile]['size']
     if size % 8: raise LazysegError(f"size is {size}; it has to be divisible by 8, for example 64 or 128.")
-    root = project_root()
     if data:
-        data = root/Path(data).expanduser()
+        data = project_root()/Path(data).expanduser()
         if not data.exists(): raise LazysegError(f"data is {data}, which does not exist.")
     return Settings(disease, source, str(data), where, view, method, size, profile,
-                    whole_number('epochs', epochs, 0), whole_number('seed', seed, 0), str(root/Path(out).expanduser()),
-                    str(credit).strip(), yes_or_no('pictures', pictures), lung_masks, bad)
+                    whole_number('epochs', epochs, 0), whole_number('seed', seed, 0), str(project_root()/Path(out).expanduser()),
+                    str(credit).strip(), yes_or_no('pictures', pictures), lung_masks, bad, device)
 
 # %% ../nbs/runs.ipynb #202bb49f
 def check_names(cells:list, # the sources of the cells run so far: `In`

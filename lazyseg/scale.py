@@ -63,14 +63,14 @@ class OnDevice(Callback):
         self.how = how
     def before_fit(self):
         model, device = self.learn.model, next(self.learn.model.parameters()).device.type
-        slow = device == 'cpu' and any(isinstance(layer, (nn.GroupNorm, nn.InstanceNorm2d)) for layer in model.modules())
+        slow = device == 'cpu' and (self.how.compile or any(isinstance(layer, (nn.GroupNorm, nn.InstanceNorm2d)) for layer in model.modules()))
         self.layout = torch.channels_last if self.how.channels_last and not slow else torch.contiguous_format
         self.narrow = lambda: torch.autocast(device, torch.bfloat16) if self.how.autocast else nullcontext()
         model.to(memory_format=self.layout)
         if not self.how.compile: return
-        if device == 'cpu': raise LazysegError("compile is for graphics processors: on this one it makes training slower. Leave it off.")
         for net in model.modules():
-            if isinstance(net, (Generator, Discriminator)): net.compile()
+            if isinstance(net, (Generator, Discriminator)): # left to itself the compiler lays out pixels in a way that fails on a processor
+                net.compile(options={'layout_optimization': False} if device == 'cpu' else None)
 
     def before_batch(self):
         self.learn.xb = tuple(x.to(memory_format=self.layout) for x in self.learn.xb)
@@ -202,7 +202,7 @@ def main(args=None, # words of the command line; None: those the process was sta
         if keep and already_there(s): return 0
         with open(os.devnull, 'w') as nowhere, nullcontext() if first else redirect_stdout(nowhere):
             films = get_run_films(s, get_run_source(s))
-            fit_together(films, s.method, s.profile, s.seed, s.epochs, s.folder)
+            fit_together(films, s.method, s.profile, s.seed, s.epochs, s.folder, device=s.device)
     except LazysegError as e:
         print(f'lazyseg, process {rank_distrib()}: {e}', file=sys.stderr, flush=True)
         return 1
