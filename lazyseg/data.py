@@ -616,7 +616,7 @@ def make_source(name:str, # what it is called in reports and cache folders
                 root:Path, # the folder that the table's paths start from
                 credit:str='', # whom to name wherever a picture or a number from these films is shown
                 **how, # as for `finish_table`
-               ) -> Source:
+               ) -> Source: # a table of films, and what is known of them
     "A source of films that lie under one folder."
     return Source(name, finish_table(table, **how), credit=credit, load=partial(load_row, root=Path(root)), root=Path(root))
 
@@ -626,7 +626,7 @@ def table_source(data, # a CSV file or a DataFrame
                  name:str='table', # what it is called in reports and cache folders
                  credit:str='', # whom to name wherever a picture or a number from these films is shown
                  **how, # as for `finish_table`
-                ) -> Source:
+                ) -> Source: # a table of films, and what is known of them
     "Films listed in a table of your own."
     if isinstance(data, pd.DataFrame): return make_source(name, data, Path(root or '.'), credit, **how)
     if data is None: raise LazysegError("Source 'table' needs data=: a CSV file or a DataFrame.")
@@ -639,7 +639,7 @@ def folder_source(data, # a folder that holds healthy/ and diseased/, and lungs/
                   name:str='folder', # what it is called in reports and cache folders
                   credit:str='', # whom to name wherever a picture or a number from these films is shown
                   **how, # as for `finish_table`
-                 ) -> Source:
+                 ) -> Source: # a table of films, and what is known of them
     "Films of your own in two folders. A film is one patient unless its name starts with `patient__`."
     data, rows, masked = Path(data or 'films'), [], []
     for kind, label in (('healthy','No Finding'), ('diseased',disease)):
@@ -675,7 +675,7 @@ KERMANY_CREDIT = "Films: Kermany, Zhang, Goldbaum 2018, doi:10.17632/rscbjbr9sj.
 def pneumonia_source(data=None, # the unpacked archive; fetched through kagglehub when None
                      credit:str=KERMANY_CREDIT, # whom to name wherever a picture or a number from these films is shown
                      **how, # as for `finish_table`
-                    ) -> Source:
+                    ) -> Source: # a table of films, and what is known of them
     "Kaggle's Chest X-Ray Images (Pneumonia): folders NORMAL and PNEUMONIA in each of train, val and test."
     root, rows = _find_folder(data or download('pneumonia'), 'train/NORMAL', "Kaggle's Chest X-Ray Images (Pneumonia)"), []
     for part in ('train','val','test'):
@@ -708,7 +708,7 @@ def nih_source(data=None, # folder of the films, with the label table in it; fet
                credit:str=NIH_CREDIT, # whom to name wherever a picture or a number from these films is shown
                missing:str='skip', # films of the table that are not there: 'skip', said aloud, or 'stop'
                **how, # as for `finish_table`
-              ) -> Source:
+              ) -> Source: # a table of films, and what is known of them
     "NIH ChestX-ray14: the full set, Kaggle's sample, or whatever part of it you have."
     data = Path(data or download('nih'))
     found = [Path(labels)] if labels else [p for o in ('sample_labels.csv*','Data_Entry_2017*.csv*') for level in ('','*/','*/*/')
@@ -746,7 +746,7 @@ def outlined_source(kind:str, # one of OUTLINED
                     labels:str|Path=None, # the truth file, where it lies elsewhere
                     credit:str=None, # whom to name wherever a picture or a number from these films is shown; that of OUTLINED when None
                     **how, # as for `finish_table`
-                   ) -> Source:
+                   ) -> Source: # a table of films, and what is known of them
     "Films whose truth file names them: findings, patients where known, and shapes of the disease asked for."
     patterns, only, line = OUTLINED[kind]
     if data is None: raise LazysegError(f"Source {kind!r} needs data=: the folder of its films. data/README.md says where to get them.")
@@ -804,7 +804,7 @@ def get_source(name:str, /, # one of SOURCES
                data=None, # where the films are: a CSV, a DataFrame or a folder; the phantom needs none
                disease:str='pneumonia', # what makes a film diseased
                **how, # what that source takes besides: healthy=, diseased=, where=, split=, columns=, truth=, seed= ...
-              ) -> Source:
+              ) -> Source: # a table of films, and what is known of them
     "Films from a named source."
     return SOURCES[one_of('source', name, SOURCES)](data, disease=disease, **how)
 

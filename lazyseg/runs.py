@@ -208,7 +208,7 @@ def get_run_source(settings:Settings, # of the run
 def get_films_aloud(*what, # as for `get_films`
                     say=print, # called with the text of each warning
                     **how, # as for `get_films`
-                   ) -> Films:
+                   ) -> Films: # as bytes, from the cache
     "Films by `get_films`. What it warns of is said without the names of films: it may end in a report that is shown to others."
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter('always', UserWarning)

@@ -44,7 +44,7 @@ DEVICE_PROFILES = {
 # %% ../nbs/03c_many_machines.ipynb #ca0c3b46
 def device_profile(name='auto', # a row of `DEVICE_PROFILES`, or a `DeviceProfile`; auto: that of fastai's default device
                    **changes, # fields of `DeviceProfile` that differ from the row
-                  ) -> DeviceProfile:
+                  ) -> DeviceProfile: # with all its fields
     "How to compute on this device."
     if not isinstance(name, str): return replace(name, **changes)
     if name == 'auto':
@@ -63,7 +63,8 @@ class OnDevice(Callback):
         self.how = how
     def before_fit(self):
         model, device = self.learn.model, next(self.learn.model.parameters()).device.type
-        slow = device == 'cpu' and (self.how.compile or any(isinstance(layer, (nn.GroupNorm, nn.InstanceNorm2d)) for layer in model.modules()))
+        slow = device == 'cpu' and (self.how.compile or
+                                    any(isinstance(layer, (nn.GroupNorm, nn.InstanceNorm2d)) for layer in model.modules()))
         self.layout = torch.channels_last if self.how.channels_last and not slow else torch.contiguous_format
         self.narrow = lambda: torch.autocast(device, torch.bfloat16) if self.how.autocast else nullcontext()
         model.to(memory_format=self.layout)

@@ -82,7 +82,7 @@ METHODS = {
 # %% ../nbs/03_training.ipynb #bfd32a89
 def method(name:str, # a row of `METHODS`
            **changes, # fields of `Method` that differ from the row
-          ) -> Method:
+          ) -> Method: # with all its fields
     "The row `name` of the table of methods, with `changes`."
     row = METHODS[one_of('method', name, METHODS)]
     for field in changes: one_of('setting', field, Method.__dataclass_fields__)
@@ -369,7 +369,7 @@ def get_learner(dls:DataLoaders, # of (healthy, diseased), see `unpaired_loaders
                 cbs=(), # further callbacks
                 device:str='auto', # how a step is computed, see `device_profile`
                 **kwargs, # for `Learner`
-               ) -> Learner:
+               ) -> Learner: # not trained yet
     "A fastai `Learner` that trains method `m` on unpaired films."
     set_seed(seed, reproducible=True)
     adam = partial(OptimWrapper, opt=torch.optim.Adam, betas=(.5, .999), foreach=True)

@@ -60,6 +60,8 @@ def test_every_argument_says_what_it_is(book):
     for name, f in public_functions(importlib.import_module(f"lazyseg.{module}")):
         told = docments(f, args_kwargs=True)
         silent += [f"{name}: {arg}" for arg in commented(f) if not told.get(arg)]
+        rest = [k for k, p in inspect.signature(f).parameters.items() if p.kind == inspect.Parameter.VAR_KEYWORD]
+        if rest and docments(f).get("return") == told[rest[0]]: silent.append(f"{name}: what it returns, where the site would print what {rest[0]} is")
     assert not silent, f"no comment: {'; '.join(silent)}"
 
 
