@@ -204,6 +204,6 @@ def kept_diaries(disease:str, # of the phantom
                  seed:int=0, # seed of the runs
                  folder='reports/ablation', # of all runs, from the project's root
                 ) -> dict: # {variant: entries}
-    "The diaries of the runs that are kept."
+    "The diaries of the kept runs of the profile's own length."
     runs = [json.loads(f.read_text()) for f in (project_root()/folder/disease).glob(f'*-{seed}/metrics.json')]
     return {v: r['diary'] for v in VARIANTS for r in runs if r['settings']['variant'] == v}
