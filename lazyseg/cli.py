@@ -120,7 +120,7 @@ class _FromHere(argparse.Action):
 # %% ../nbs/cli.ipynb #44d8a85b
 def _add_run(p, one_size=True):
     "The options that several runs may share."
-    _add_source(p)
+    _add_source(p, 'phantom, table, folder, pneumonia or nih; all but the phantom need --data')
     p.add_argument('--view', default='film', help='film, crop, aligned or lungs: what of each film is seen')
     p.add_argument('--profile', default='auto', help='smoke, cpu, gpu or paper')
     p.add_argument('--out', default='reports', action=_FromHere, help="folder of all reports; when not given, the project's")
@@ -133,7 +133,9 @@ def _add_run(p, one_size=True):
     p.add_argument('--device', default='auto', help='how a step is computed: auto, plain, cpu, cuda, or cpu16 '
                                                     '(a processor with units for bfloat16: faster, other bits)')
     p.add_argument('--credit', default='', help='whose films these are and under which licence')
-    p.add_argument('--no-pictures', dest='pictures', action='store_false', help='leave out pictures of the films')
+    p.set_defaults(pictures=True) # and SUPPRESS, or the help would say of --no-pictures: default True
+    p.add_argument('--no-pictures', dest='pictures', action='store_false', default=argparse.SUPPRESS,
+                   help='leave out pictures of the films')
 
 # %% ../nbs/cli.ipynb #c0a1e219
 def _add_bad(p):
@@ -141,9 +143,9 @@ def _add_bad(p):
     p.add_argument('--bad', default='stop', choices=('stop', 'skip'),
                    help="a film that can't be read, or on which no lungs are found: stop, or skip it")
 
-def _add_source(p):
+def _add_source(p, which='phantom, table, folder, pneumonia, nih ...'):
     "The options that name a set of films."
-    p.add_argument('--source', default='phantom', help='phantom, table, folder, pneumonia, nih ...')
+    p.add_argument('--source', default='phantom', help=which)
     p.add_argument('--data', default='', action=_FromHere, help='folder or table of the films')
     p.add_argument('--where', default='', help='a query that keeps a part of the table')
 
@@ -622,7 +624,7 @@ def _run_phantom(json=False, quiet=False, **given):
 COMMANDS = dict(
     train=('train one method on one disease, and report', options_train, _run_train),
     sweep=('write one lazyseg train a line for every disease, method and seed, and run them', _options_sweep, _run_sweep),
-    report=('train every method on every disease, and make the report', _options_report, _run_report),
+    report=("train the paper's method and lazyseg on every disease, and make the report", _options_report, _run_report),
     segment=('mark films with a trained model', _options_segment, _run_segment),
     evaluate=('measure a trained model on films with labels', _options_evaluate, _run_evaluate),
     audit=('look at a set of films for faults and shortcuts', _options_audit, _run_audit),

@@ -71,5 +71,5 @@ def kept_examples(run, # folder of an ablation run, from the project's root
     "The example films that a run of `ablate.ipynb` kept."
     from lazyseg.core import project_root
     file = project_root()/run/'examples.npz'
-    if not file.is_file(): raise LazysegError(f"{file} is missing. Make it with: make ablation")
+    if not file.is_file(): raise LazysegError(f"{file} is missing. Make it with: make ablation DISEASE=hernia")
     with np.load(file, allow_pickle=False) as kept: return {k: kept[k] for k in kept.files}
