@@ -14,8 +14,9 @@ __all__ = ['BIGGEST_TEXT', 'TRUTHS', 'COLUMNS', 'KERMANY_CREDIT', 'NIH_CREDIT', 
            'lung_counts', 'read_all', 'augment_batch', 'UnpairedLoader', 'unpaired_loaders']
 
 # %% ../nbs/01_data.ipynb #39c074eb
-import ast, ctypes, gzip, hashlib, io, json, math, mmap, os, re, shutil, warnings, zipfile
+import ast, ctypes, gc, gzip, hashlib, io, json, math, mmap, os, re, shutil, tempfile, warnings, zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
@@ -81,7 +82,10 @@ class Films:
             if len(array) != len(self.table):
                 raise LazysegError(f"{name} holds {len(array)} films and the table {len(self.table)}: they must agree.")
 
-    def __len__(self): return len(self.table)
+    def __len__(self): return len(self.film)
+    def __getattr__(self, name): # asked for what is not there: the table, while `set_aside` keeps it in a file
+        if name == 'table' and '_aside' in self.__dict__: return pd.read_pickle(self._aside)
+        raise AttributeError(f"Films have no {name!r}.")
     def parts(self): return {o: getattr(self, o) for o in ('film','truth','lungs','twin') if getattr(self, o) is not None}
 
 # %% ../nbs/01_data.ipynb #9a23c452
@@ -935,6 +939,25 @@ def hand_back():
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None) if os.name == 'posix' else None
     if trim is not None: trim(0)
 
+# %% ../nbs/01_data.ipynb #5e7a51de
+@patch
+@contextmanager
+def set_aside(self:Films):
+    """Inside, the table takes no memory: it lies in a file, and whoever asks for it is given a copy. Afterwards it is back.
+    Gives the same films with a table of two columns, diseased and split, which take a byte each."""
+    lean = replace(self, table=self.table[['diseased', 'split']].astype(dict(split='category')))
+    if '_aside' in vars(self): yield lean; return # it was set aside before
+    with tempfile.TemporaryDirectory(prefix='lazyseg-') as folder:
+        try: self.table.to_pickle(Path(folder)/'table.pkl')
+        except OSError: yield lean; return # no room: then it stays
+        self._aside = Path(folder)/'table.pkl'
+        del self.table
+        gc.collect(), hand_back()
+        try: yield lean
+        finally:
+            if 'table' not in vars(self): self.table = self.table # else somebody gave another one
+            del self._aside
+
 # %% ../nbs/01_data.ipynb #389f8e92
 def _pick_width(source:Source, height:int, aspect:float|None) -> int:
     """The width that goes with a height: a multiple of 8, since generators halve films three times.
@@ -1067,7 +1090,8 @@ class UnpairedLoader(DataLoader):
         if not isinstance(bs, (int, np.integer)) or bs < 1: raise LazysegError(f"batch_size={bs!r} must be a whole number, and 1 at least.")
         for name, rows in (('healthy',healthy), ('diseased',diseased)):
             if not len(rows): raise LazysegError(f"There is no {name} film to load: both domains are needed.")
-        self.films, self.domains, self.seed, self.mix, self.epoch = films, (np.asarray(healthy), np.asarray(diseased)), seed, shuffle, 0
+        self.films, self.seed, self.mix, self.epoch = films, seed, shuffle, 0
+        self.domains = tuple(np.asarray(rows, np.int32) for rows in (healthy, diseased))
         self.degrees, self.flip = AUGMENT[one_of('augment', augment, AUGMENT)]
         self.border = one_of('border', border, ('reflection','border'))
         n = max(map(len, self.domains))
@@ -1082,6 +1106,7 @@ class UnpairedLoader(DataLoader):
         if self.mix: self.epoch += 1
         self.seen = 0
 
+    def get_idxs(self): return range(self.n) # fastai's is a list, of a number object a film
     def randomize(self): pass # all chance comes from the seed and the epoch
 
 # %% ../nbs/01_data.ipynb #0ebd24e9

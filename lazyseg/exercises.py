@@ -28,7 +28,7 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from .core import LazysegError, somebody_watches
-from .data import Films
+from .data import Films, hand_back
 from .models import Outliner, PupilScorer
 from .scale import device_profile
 
@@ -199,6 +199,7 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
     "Train a pupil on what the teacher's generator found; image-level labels only."
     part = taught_films(films)
     changes, where = lesions_of(scorer, part, rare)
+    hand_back() # what looking at the films took
     book = Exercises(part, changes, where, steps, seed=seed, device=default_device())
     set_seed(seed, reproducible=True)
     pupil = Outliner(width)

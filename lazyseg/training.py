@@ -501,11 +501,11 @@ def fit_method(films, # `Films` with splits train and valid
     learn = get_learner(dls, m, seed=seed, cbs=[*cbs, *filter(None, [kept])], device=device)
     learn.create_opt()
     done = kept._restore(epochs) if kept else 0
-    with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
-        learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
-    scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
     steps = round(m.exercises * epochs * len(dls.train))
-    if steps: scorer = _second_stage(scorer, films, steps, m, seed, folder, run, device)
+    with films.set_aside() as lean, learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
+        learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
+        scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
+        if steps: scorer = _second_stage(scorer, lean, steps, m, seed, folder, run, device)
     for net in {scorer.generator, getattr(scorer, 'pupil', scorer.generator)}: round_weights(net)
     earlier = (kept.earlier if kept else 0.) + getattr(scorer, 'earlier', 0.)
     scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started
