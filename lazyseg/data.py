@@ -84,7 +84,9 @@ class Films:
 
     def __len__(self): return len(self.film)
     def __getattr__(self, name): # asked for what is not there: the table, while `set_aside` keeps it in a file
-        if name == 'table' and '_aside' in self.__dict__: return pd.read_pickle(self._aside)
+        if name == 'table' and '_aside' in self.__dict__:
+            self._aside.seek(0)
+            return pd.read_pickle(self._aside)
         raise AttributeError(f"Films have no {name!r}.")
     def parts(self): return {o: getattr(self, o) for o in ('film','truth','lungs','twin') if getattr(self, o) is not None}
 
@@ -947,10 +949,10 @@ def set_aside(self:Films):
     Gives the same films with a table of two columns, diseased and split, which take a byte each."""
     lean = replace(self, table=self.table[['diseased', 'split']].astype(dict(split='category')))
     if '_aside' in vars(self): yield lean; return # it was set aside before
-    with tempfile.TemporaryDirectory(prefix='lazyseg-') as folder:
-        try: self.table.to_pickle(Path(folder)/'table.pkl')
+    with tempfile.TemporaryFile() as kept: # it has no name, so nobody takes it away meanwhile
+        try: self.table.to_pickle(kept)
         except OSError: yield lean; return # no room: then it stays
-        self._aside = Path(folder)/'table.pkl'
+        self._aside = kept
         del self.table
         gc.collect(), hand_back()
         try: yield lean

@@ -108,7 +108,8 @@ def warp(film:Tensor, # (B, C, H, W)
     ys, xs = torch.meshgrid(torch.arange(height, device=film.device, dtype=film.dtype),
                             torch.arange(width, device=film.device, dtype=film.dtype), indexing='ij')
     grid = torch.stack([(xs + flow[:, 0]) * 2 / (width - 1) - 1, (ys + flow[:, 1]) * 2 / (height - 1) - 1], dim=-1)
-    return F.grid_sample(film, grid, mode='bilinear', padding_mode='border', align_corners=True)
+    # a number that is none, as when a training diverges, would send the way back of grid_sample out of its memory
+    return F.grid_sample(film, grid.nan_to_num(), mode='bilinear', padding_mode='border', align_corners=True)
 
 # %% ../nbs/02_models.ipynb #a1b2c3d6
 def integrate(velocity:Tensor, # (B, 2, H, W), x and y in pixels
