@@ -260,18 +260,18 @@ def peers(width=32, size=64, rounds=5):
 
 def one_set(n, batches=300, steps=4):
     with tempfile.TemporaryDirectory() as folder:
-        films = noise_films(n, 64, folder)
-        learn, loading = get_learner(unpaired_loaders(films, BATCH), method("lazyseg")), []
-        batches = iter(chain.from_iterable(iter(learn.dls.train) for _ in range(-(-batches * BATCH * 2 // n) + 1)))
-        next(batches)
-        before = resident()[0]
-        for _ in range(300):
-            start = clock()
-            next(batches)
-            loading.append(clock() - start)
-        watch = Clock(steps)
-        after = resident()[0]
-        with learn.no_logging(), learn.no_bar(): learn.fit(1, cbs=watch)
+        films, loading, watch = noise_films(n, 64, folder), [], Clock(steps)
+        learn = get_learner(unpaired_loaders(films, BATCH), method("lazyseg"))
+        with films.set_aside(): # as `fit_method` does
+            dealt = iter(chain.from_iterable(iter(learn.dls.train) for _ in range(-(-batches * BATCH * 2 // n) + 1)))
+            next(dealt)
+            before = resident()[0]
+            for _ in range(batches):
+                start = clock()
+                next(dealt)
+                loading.append(clock() - start)
+            after = resident()[0]
+            with learn.no_logging(), learn.no_bar(): learn.fit(1, cbs=watch)
     step = pd.DataFrame(watch.times[1:])
     return dict(films=n, mib_of_films=round(n * 64 * 64 / 2**20), loader_ms_a_film=round(1000 * float(np.median(loading)) / 2 / BATCH, 3),
                 step_ms_a_film=round(1000 * float(step.sum(axis=1).median()) / 2 / BATCH, 2), before_mib=round(before), after_300_batches_mib=round(after))

@@ -42,7 +42,7 @@ from .data import Films, get_films, get_source
 from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
 from .runs import DISEASES, MARKED, TRUTH, outline, provenance, read_metrics, save_figure, whole_number, write_metrics
 from .thresholding import MODES, OperatingPoint, PAPER_BAND, score_films, threshold_for_dice, threshold_from_labels
-from .training import METHODS, PROFILES, fit_method
+from .training import METHODS, PROFILES, choices_of, fit_method, same_method
 
 # %% ../nbs/06_baselines.ipynb #a82bfe42
 @dataclass
@@ -594,9 +594,9 @@ def run_one(name:str, # a row of `BASELINES` or of `METHODS`
     folder, asked = Path(out)/disease/_slug(name), dict(method=name, disease=disease, **settings)
     try: kept = read_metrics(folder)
     except (OSError, ValueError): kept = {}
-    if kept.get('settings') == asked: return kept
+    if kept.get('settings') == asked and same_method(kept, name, settings['profile']): return kept
     work = cache_dir('benchmark', f"{disease}-{_slug(name)}-{'-'.join(map(str, settings.values()))}")
-    films, found = films(), dict(settings=asked)
+    films, found = films(), dict(settings=asked, choices=choices_of(name, settings['profile']))
     try: scorer = fit_any(name, films, settings['profile'], settings['seed'], work)
     except LazysegError as e: found |= dict(failed=str(e), results={}) # a method that diverges is a finding, not an accident
     else:

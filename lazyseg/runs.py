@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from .core import LazysegError, fewer_colours, one_of, project_root, whole_file
 from .data import LUNG_MASKS, VIEWS, Films, Source, get_films, get_source
 from .scale import DEVICE_PROFILES
-from .training import METHODS, PROFILES
+from .training import METHODS, PROFILES, same_method
 
 # %% ../nbs/runs.ipynb #4a34f49e
 DISEASES = ('pneumonia', 'edema', 'emphysema', 'hernia')
@@ -189,11 +189,13 @@ def read_metrics(folder:Path, # the run's folder
 def already_there(settings:Settings, # of the run that is asked for
                  ) -> bool:
     "Whether the run's folder holds the metrics of a run with these settings."
-    try: old = read_metrics(settings.folder)['settings']
+    try:
+        kept = read_metrics(settings.folder)
+        old = kept['settings']
     except (OSError, ValueError, KeyError): return False
     new = _USUAL | settings.recorded()
     assumed = _USUAL | dict(epochs=0, credit='', pictures=True, data=new['data']) # what older runs did not write down
-    return all((assumed | old).get(k) == v for k, v in new.items())
+    return all((assumed | old).get(k) == v for k, v in new.items()) and same_method(kept, settings.method, settings.profile)
 
 # %% ../nbs/runs.ipynb #be6b9d29
 def get_run_source(settings:Settings, # of the run
@@ -235,13 +237,13 @@ def get_run_films(settings:Settings, # of the run
 
 # %% ../nbs/runs.ipynb #a1766ed9
 _COSTS = dict(fool='generator: fooling', catch='discriminator: catching', identity='generator: changing the healthy',
-             area="generator: the mask's area", cycle='generator: not coming back')
+             area='generator: what it changes', smooth='generator: moving unevenly', cycle='generator: not coming back')
 
 def figure_costs(epochs:list, # of dicts, `learn.costs.epochs`
                 ) -> plt.Figure:
     "Each cost over the epochs, unweighted."
     fig, ax = plt.subplots(figsize=(6.4, 3), layout='constrained')
-    for (name, text), style in zip(_COSTS.items(), ['-', '--', ':', '-.', '-']):
+    for (name, text), style in zip(_COSTS.items(), ['-', '--', ':', '-.', (0, (1, 4)), '-']):
         if name in epochs[0]:
             ax.plot(range(1, len(epochs) + 1), [e[name] for e in epochs], style, label=text,
                     marker='.' if len(epochs) == 1 else None)

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'PROFILES', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'visible', 'haze', 'judge',
            'Billed', 'bill', 'Side', 'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage', 'Costs',
            'Pace', 'Watch', 'schedule', 'get_learner', 'same_choices', 'read_state', 'save_state', 'Checkpoint',
-           'count_passes', 'fingerprint', 'round_weights', 'fit_method']
+           'count_passes', 'choices_of', 'same_method', 'fingerprint', 'round_weights', 'fit_method']
 
 # %% ../nbs/03_training.ipynb #e0db7164
 import copy, hashlib, io, json, math, time
@@ -464,6 +464,21 @@ def count_passes(size:dict, # a row of `PROFILES`
     if 'epochs' in size: return size['epochs']
     seen = min(m.height or height, height)
     return max(1, round(size['steps'] * min(1, size['size'] / seen) / batches))
+
+# %% ../nbs/03_training.ipynb #30c401c0
+def choices_of(name:str, # a method or a baseline
+               profile:str, # a row of `PROFILES`
+              ) -> dict: # every field of `Method`; nothing for a baseline
+    "What a run of the method is made with."
+    return asdict(method(name, **PROFILES[profile]['changes'])) if name in METHODS else {}
+
+def same_method(kept:dict, # what is in the metrics.json of a run
+                name:str, # a method or a baseline
+                profile:str, # a row of `PROFILES`
+               ) -> bool:
+    "Whether the method still is what it was for a kept run. One that does not say is believed."
+    now = choices_of(name, profile)
+    return asdict(Method()) | kept.get('choices', now) == asdict(Method()) | now
 
 # %% ../nbs/03_training.ipynb #e5cd21f8
 def fingerprint(films, # `Films`
