@@ -245,7 +245,7 @@ def figure_costs(epochs:list, # of dicts, `learn.costs.epochs`
     fig, ax = plt.subplots(figsize=(6.4, 3), layout='constrained')
     for (name, text), style in zip(_COSTS.items(), ['-', '--', ':', '-.', (0, (1, 4)), '-']):
         if name in epochs[0]:
-            ax.plot(range(1, len(epochs) + 1), [e[name] for e in epochs], style, label=text,
+            ax.plot(range(1, len(epochs) + 1), [e[name] for e in epochs], linestyle=style, label=text,
                     marker='.' if len(epochs) == 1 else None)
     ax.set(xlabel='epoch', ylabel='mean cost', yscale='log')
     ax.legend(fontsize=8, frameon=False, loc='center left', bbox_to_anchor=(1, .5))
