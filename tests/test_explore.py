@@ -13,7 +13,7 @@ import numpy as np
 from test_segmenter import lungs_like, KnownFilms, Segmenter, GeneratorScorer, OperatingPoint, Translator, method
 from lazyseg.segmenter import explore
 import torch; torch.manual_seed(0)
-m = method('lazyseg', width=8, blocks=1, critic_width=8, average=0.)
+m = method('lazyseg', width=8, blocks=1, critic_width=8, average=0., head='mask', map='difference') # untrained, its values are spread wider
 about = dict(choices=m.__dict__, name='lazyseg', size=128, width=128, view='film', disease='pneumonia', source='phantom', seed=0)
 films = lungs_like(40, 128)
 films[1] = 255 - films[1]
