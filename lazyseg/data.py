@@ -85,8 +85,10 @@ class Films:
     def __len__(self): return len(self.film)
     def __getattr__(self, name): # asked for what is not there: the table, while `set_aside` keeps it in a file
         if name == 'table' and '_aside' in self.__dict__:
-            self._aside.seek(0)
-            return pd.read_pickle(self._aside)
+            kept, columns, dtypes = self._aside
+            kept.seek(0)
+            table = pd.DataFrame({k: pd.Series(v, dtype=dtypes[k]) for k, v in enumerate(json.load(kept))})
+            return table.set_axis(columns, axis=1)
         raise AttributeError(f"Films have no {name!r}.")
     def parts(self): return {o: getattr(self, o) for o in ('film','truth','lungs','twin') if getattr(self, o) is not None}
 
@@ -949,11 +951,12 @@ def set_aside(self:Films):
     Gives the same films with a table of two columns, diseased and split, which take a byte each."""
     lean = replace(self, table=self.table[['diseased', 'split']].astype(dict(split='category')))
     if '_aside' in vars(self): yield lean; return # it was set aside before
-    with tempfile.TemporaryFile() as kept: # it has no name, so nobody takes it away meanwhile
-        try: self.table.to_pickle(kept)
-        except OSError: yield lean; return # no room: then it stays
-        self._aside = kept
-        del self.table
+    table = self.table
+    with tempfile.TemporaryFile('w+', encoding='utf-8') as kept: # it has no name, so nobody takes it away meanwhile
+        try: kept.write(json.dumps([table.iloc[:, k].tolist() for k in range(table.shape[1])])), kept.flush()
+        except (OSError, TypeError): yield lean; return # no room, or more in it than words and numbers: then it stays
+        self._aside = kept, table.columns, list(table.dtypes)
+        del self.table, table
         gc.collect(), hand_back()
         try: yield lean
         finally:
