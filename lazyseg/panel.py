@@ -6,10 +6,10 @@
 __all__ = ['WAYS', 'HEAD', 'ABSENT', 'UNSURE', 'PRESENT', 'STATES', 'RULES', 'COLOURS', 'PANEL_FORMAT', 'PANELS', 'Several',
            'several_films', 'one_disease', 'small_resnet', 'diagnosis_net', 'Diagnosis', 'calibrate_diagnosis',
            'fit_diagnosis', 'calibration_error', 'with_interval', 'draws_of', 'measure_diagnosis', 'cross_diagnose',
-           'count_marks', 'mark_draws', 'measure_marks', 'compare_marks', 'settle', 'told_by_area', 'choose_rule',
-           'choose_way', 'Diagnosed', 'Panel', 'palette', 'label_picture', 'load_model', 'fit_one', 'marks_of',
-           'make_panel', 'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'marks_table', 'figure_confusion',
-           'explore_panel']
+           'diagnosis_table', 'count_marks', 'mark_draws', 'measure_marks', 'compare_marks', 'settle', 'told_by_area',
+           'choose_rule', 'choose_way', 'Diagnosed', 'Panel', 'palette', 'label_picture', 'load_model', 'fit_one',
+           'marks_of', 'make_panel', 'keep_diagnosis', 'kept_diagnosis', 'figure_panel', 'marks_table',
+           'figure_confusion', 'explore_panel']
 
 # %% ../nbs/08_several_diseases.ipynb #f4c2be2a
 import copy, hashlib, json
@@ -240,6 +240,15 @@ def cross_diagnose(films:Several, # all films
         states[rows] = diagnosis.states(probability[rows])
     return probability, states
 
+# %% ../nbs/08_several_diseases.ipynb #214d7c3c
+_SHOWN = dict(auroc='AUROC', accuracy='accuracy', accuracy_of_no='accuracy of always no', sensitivity='sensitivity', specificity='specificity',
+              calibration_error='calibration error', missed='called absent, though there', falsely_present='called present, though not there', unsure='unsure')
+
+def diagnosis_table(found:dict, # from `measure_diagnosis`
+                   ) -> pd.DataFrame: # text, ready to show
+    "How good a diagnosis is: a column a disease, a row a measure, with intervals."
+    return pd.DataFrame({f"{d} ({row['films']} films)": {text: as_text(row[key]) for key, text in _SHOWN.items()} for d, row in found.items()})
+
 # %% ../nbs/08_several_diseases.ipynb #517cd2cb
 def count_marks(masks, # (N, K, H, W), true where each disease is marked
                 truths, # (N, K, H, W), true where each disease is
@@ -335,8 +344,8 @@ def told_by_area(masks, # (N, K, H, W) bool: what is marked on validation films
     rows = np.flatnonzero(has.any(1) if has.shape[1] > 1 else np.full(len(has), True))
     weights = draws_of(np.arange(len(has)) if patients is None else np.asarray(patients), n_boot, seed)[:, rows]
     area, has = masks[rows].mean((2, 3)), has[rows]
-    return np.mean([_image_auroc(weights, pd.DataFrame(dict(image_score=a, diseased=y)))
-                    for a, y in zip(area.T, has.T) if 0 < y.sum() < len(y)], 0)
+    found = [_image_auroc(weights, pd.DataFrame(dict(image_score=a, diseased=y))) for a, y in zip(area.T, has.T) if 0 < y.sum() < len(y)]
+    return np.nanmean(found, 0) # among few films, a draw may miss a disease
 
 def choose_rule(masks, # (N, K, H, W) bool: what is marked on validation films
                 margins, # (N, K, H, W) float: score through threshold
@@ -352,7 +361,7 @@ def choose_way(told:dict, # {way: draws of `told_by_area`, on the same films wit
     """The way whose marks go best with labels.
     One that is worse by less than a standard error of the difference is no worse; the last of these is taken."""
     best = max(told, key=lambda way: told[way][0])
-    return [way for way, draws in told.items() if way == best or told[best][0] - draws[0] < (told[best] - draws)[1:].std()][-1]
+    return [way for way, draws in told.items() if way == best or told[best][0] - draws[0] < np.nanstd((told[best] - draws)[1:])][-1]
 
 # %% ../nbs/08_several_diseases.ipynb #21d6b60a
 COLOURS = ((230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66), (0, 114, 178), (86, 180, 233), (153, 153, 153))

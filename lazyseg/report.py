@@ -271,7 +271,8 @@ def paper_table(runs:list, # from `find_runs`
         printed = _PRINTED.get((disease.lower(), size)) if method == 'paper' else None
         rows.append(dict(disease=disease, size=f'{size} px', method=method) |
                     {'printed in the paper': '' if printed is None else f'{printed:.2f}', 'run': 'missing'})
-    return pd.DataFrame(rows).fillna('').set_index(['disease', 'size', 'method']) if rows else pd.DataFrame()
+    table = pd.DataFrame(rows).fillna('').set_index(['disease', 'size', 'method']) if rows else pd.DataFrame()
+    return table.drop(columns=[c for c in table if 'not defined' in (said := set(table[c])) and said <= {'not defined', ''}]) # films without outlines
 
 # %% ../nbs/make_report.ipynb #0dee8edc
 def missing_runs(runs:list, # from `find_runs`
@@ -291,6 +292,8 @@ def caption_table(runs:list, # from `find_runs`
              f"View: {told('view')}. Profile: {told('profile')}. Seed: {told('seed')}.",
              "The accuracy is 100 x (1 - mean squared error), for the empty mask too. "
              "Means over diseased test films (image AUROC: all), with 95% intervals over patients."]
+    if runs and not any((r.result('empty mask').get('dice') or {}).get('value') is not None for r in runs):
+        lines.append('Nobody has outlined these films: the accuracy, and whatever else needs an outline, is left out.')
     missing = ', '.join(f'{d} {m} {s} px' for d, m, s in missing_runs(runs, wanted))
     return '  \n'.join([*lines, *([f'Missing: {missing}.'] if missing else []),
                         *dict.fromkeys(r.metrics['credit'] for r in runs if r.metrics['credit']), 'Not a medical device.'])

@@ -101,18 +101,23 @@ def plain_words(text):
     return re.sub(r"def ([A-Z]\w*)\((.*?)\)(->None)?:\n```", r"class \1(\2):\n```", text, flags=re.S)
 
 
+def to_reports(text):
+    "Links to executed reports: a chapter lies one folder below them in the checkout, and beside them on the site."
+    return text.replace("](../reports/", "](reports/")
+
+
 def tidy_chapter(path, names):
     book = read(path)
     for cell in book.cells:
-        if cell.cell_type == "markdown": cell.source = link_names(cell.source, names)
+        if cell.cell_type == "markdown": cell.source = to_reports(link_names(cell.source, names))
         if cell.cell_type != "code": continue
         if "#| code-fold: show" in cell.source: fold(cell)
         fold_imports(cell)
         cell.source = re.sub(r"(?m)(\S) {3,}(#\s)", r"\1  \2", cell.source) # comments in a column want a wider page
         cell.outputs = without_bars(cell.outputs)
         for out in cell.outputs:
-            text = out.get("data", {}).get("text/markdown")
-            if documents(cell) and text: out.data["text/markdown"] = plain_words("".join(text))
+            text = "".join(out.get("data", {}).get("text/markdown", ""))
+            if text: out.data["text/markdown"] = plain_words(text) if documents(cell) else to_reports(text)
     book.cells = in_order(book.cells)
     write(book, path)
 

@@ -21,5 +21,6 @@ for cell in book.cells:
 text, _ = MarkdownExporter(exclude_input_prompt=True).from_notebook_node(book)
 text = re.sub(r"```\w*\n\s*```\n", "", text)  # what is left of a cell whose code is not shown
 text = re.sub(r"\]\((\w+\.ipynb)", r"](nbs/\1", text)  # chapters lie beside the index, not beside the README
+text = text.replace("](../reports/", "](reports/")
 print("<!-- Made from nbs/index.ipynb by `make readme`. Do not edit here. -->\n")
 print(re.sub(r"\n{3,}", "\n\n", text).strip())
