@@ -360,7 +360,7 @@ class Emphysema(Disease):
     def move(self, at, # (..., 3) mm in the CT
             ):
         slim = 1 - .22*self.severity*self.signs['heart']
-        shift = reshape_heart(at, (slim, 1., 1.04))
+        shift = reshape_heart(at, (slim, 1., 1 + .04*self.signs['heart']))
         domes = sum(torch.exp(-((at[..., 0] - x)/42)**2) for x in (-65, 75)) # flat: the domes sink, the rims stay
         shift[..., 2] += 30*self.severity*self.signs['diaphragm']*(.25 + domes)*torch.exp(-((at[..., 2] + 45)/65)**2)
         return shift
@@ -1009,7 +1009,7 @@ def ask_classifier(films, # a `lazyseg.data.Films`
                    seed:int=0, # seed of every draw
                    on:str='test', # the films that are judged; 'valid' to choose a classifier by
                    see=1, # (h, w) 0 or 1: what it is shown of a film
-                   epochs:int=10, # times that the training films are gone through
+                   epochs:int=20, # times that the training films are gone through
                    **model, # for `FilmClassifier`
                   ) -> dict: # {'image_auroc': {value, low, high}}
     "A small classifier, trained on the labels of the training films, noise and all."
