@@ -241,13 +241,15 @@ def cross_diagnose(films:Several, # all films
     return probability, states
 
 # %% ../nbs/08_several_diseases.ipynb #214d7c3c
-_SHOWN = dict(auroc='AUROC', accuracy='accuracy', accuracy_of_no='accuracy of always no', sensitivity='sensitivity', specificity='specificity',
-              calibration_error='calibration error', missed='called absent, though there', falsely_present='called present, though not there', unsure='unsure')
+_SHOWN = dict(auroc='AUROC', accuracy='accuracy', accuracy_of_no='accuracy of always no', sensitivity='sensitivity',
+              specificity='specificity', calibration_error='calibration error', missed='called absent, though there',
+              falsely_present='called present, though not there', unsure='unsure')
 
 def diagnosis_table(found:dict, # from `measure_diagnosis`
                    ) -> pd.DataFrame: # text, ready to show
     "How good a diagnosis is: a column a disease, a row a measure, with intervals."
-    return pd.DataFrame({f"{d} ({row['films']} films)": {text: as_text(row[key]) for key, text in _SHOWN.items()} for d, row in found.items()})
+    return pd.DataFrame({f"{d} ({row['films']} films)": {text: as_text(row[key]) for key, text in _SHOWN.items()}
+                         for d, row in found.items()})
 
 # %% ../nbs/08_several_diseases.ipynb #517cd2cb
 def count_marks(masks, # (N, K, H, W), true where each disease is marked

@@ -272,7 +272,8 @@ def paper_table(runs:list, # from `find_runs`
         rows.append(dict(disease=disease, size=f'{size} px', method=method) |
                     {'printed in the paper': '' if printed is None else f'{printed:.2f}', 'run': 'missing'})
     table = pd.DataFrame(rows).fillna('').set_index(['disease', 'size', 'method']) if rows else pd.DataFrame()
-    return table.drop(columns=[c for c in table if 'not defined' in (said := set(table[c])) and said <= {'not defined', ''}]) # films without outlines
+    empty = [c for c in table if 'not defined' in (said := set(table[c])) and said <= {'not defined', ''}] # films without outlines
+    return table.drop(columns=empty)
 
 # %% ../nbs/make_report.ipynb #0dee8edc
 def missing_runs(runs:list, # from `find_runs`
