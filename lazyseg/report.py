@@ -291,10 +291,10 @@ def caption_table(runs:list, # from `find_runs`
     told = lambda name: ', '.join(dict.fromkeys(str(r.metrics['settings'][name]) for r in runs)) or 'none'
     lines = [f"**Figure 4.** The paper's table. Source: {told('source')}. Films: the test films of each run, counted in its line. "
              f"View: {told('view')}. Profile: {told('profile')}. Seed: {told('seed')}.",
-             "The accuracy is 100 x (1 - mean squared error), for the empty mask too. "
              "Means over diseased test films (image AUROC: all), with 95% intervals over patients."]
-    if runs and not any((r.result('empty mask').get('dice') or {}).get('value') is not None for r in runs):
-        lines.append('Nobody has outlined these films: the accuracy, and whatever else needs an outline, is left out.')
+    outlined = not runs or any((r.result('empty mask').get('dice') or {}).get('value') is not None for r in runs)
+    lines.append('The accuracy is 100 x (1 - mean squared error), for the empty mask too.' if outlined else
+                 'Nobody has outlined these films: the accuracy, and whatever else needs an outline, is left out.')
     missing = ', '.join(f'{d} {m} {s} px' for d, m, s in missing_runs(runs, wanted))
     return '  \n'.join([*lines, *([f'Missing: {missing}.'] if missing else []),
                         *dict.fromkeys(r.metrics['credit'] for r in runs if r.metrics['credit']), 'Not a medical device.'])
