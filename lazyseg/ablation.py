@@ -33,6 +33,7 @@ TRUSTING = FIRST | dict(haze=0., faint=0., rise=1.) # nothing stands against foo
 VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'both stages':          ('the method as it is', 'lazyseg', {}),
     'both stages, still':   ('what if tissue may not move?', 'lazyseg', STILL),
+    'both stages, guided':  ('what does a second stage make of a cycle that is told where?', 'lazyseg', STILL | dict(cycle='guided')),
     'first stage':          ('what does the second stage add?', 'lazyseg', FIRST),
     'no sick negatives':    ('what if the discriminator never sees a real diseased film?', 'lazyseg', FIRST | dict(sick=0.)),
     'additive head':        ('is a mask needed, or only a difference?', 'lazyseg', FIRST | dict(head='additive')),
