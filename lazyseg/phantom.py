@@ -1007,16 +1007,19 @@ def _short(found, *metrics): return {m: {k: round(found[m][k], 4) for k in ('val
 # %% ../nbs/00_phantom.ipynb #03de77a0
 def ask_classifier(films, # a `lazyseg.data.Films`
                    seed:int=0, # seed of every draw
-                   on:str='test', # the films that are judged; 'valid' to choose a classifier by
+                   pools:tuple=('mean', 'top'), # how a classifier makes one verdict of its map of evidence: one for each of these is trained
                    see=1, # (h, w) 0 or 1: what it is shown of a film
                    epochs:int=20, # times that the training films are gone through
-                   **model, # for `FilmClassifier`
-                  ) -> dict: # {'image_auroc': {value, low, high}}
-    "A small classifier, trained on the labels of the training films, noise and all."
+                  ) -> dict: # {'image_auroc': {value, low, high}, 'chosen': words}
+    "Small classifiers, trained on the labels of the training films, noise and all; the one that does best on validation films is asked."
     from lazyseg.baselines import FilmClassifier, fit_classifier, predict
-    learn, judged, see = films.split('train'), films.split(on), np.uint8(see)
-    trained = fit_classifier(learn.film*see, learn.table.diseased, epochs, seed, partial(FilmClassifier, **model))
-    return _auroc(predict(trained, judged.film*see), judged)
+    learn, see, found = films.split('train'), np.uint8(see), {}
+    for pool in pools:
+        trained = fit_classifier(learn.film*see, learn.table.diseased, epochs, seed, partial(FilmClassifier, pool=pool))
+        found[pool] = {on: _auroc(predict(trained, films.split(on).film*see), films.split(on)) for on in ('valid', 'test')}
+    on_valid = {pool: of['valid']['image_auroc']['value'] for pool, of in found.items()}
+    best = max(on_valid, key=on_valid.get)
+    return found[best]['test'] | dict(chosen=f"{best} by validation: {', '.join(f'{pool} {v:.3f}' for pool, v in on_valid.items())}")
 
 def ask_border(films, # a `lazyseg.data.Films`
                seed:int=0, # seed of every draw
@@ -1026,7 +1029,7 @@ def ask_border(films, # a `lazyseg.data.Films`
     see = np.ones(films.film.shape[1:], np.uint8)
     margin = [slice(round(share*n), n - round(share*n)) for n in see.shape]
     see[tuple(margin)] = 0
-    return ask_classifier(films, seed, see=see)
+    return ask_classifier(films, seed, ('mean',), see)
 
 # %% ../nbs/00_phantom.ipynb #85a619bc
 def ask_nearest(films, # a `lazyseg.data.Films`
