@@ -1007,7 +1007,7 @@ def _short(found, *metrics): return {m: {k: round(found[m][k], 4) for k in ('val
 # %% ../nbs/00_phantom.ipynb #03de77a0
 def ask_classifier(films, # a `lazyseg.data.Films`
                    seed:int=0, # seed of every draw
-                   pools:tuple=('mean', 'top'), # how a classifier makes one verdict of its map of evidence: one for each of these is trained
+                   pools:tuple=('mean', 'top'), # one classifier for each, see `lazyseg.baselines.POOLS`
                    see=1, # (h, w) 0 or 1: what it is shown of a film
                    epochs:int=20, # times that the training films are gone through
                   ) -> dict: # {'image_auroc': {value, low, high}, 'chosen': words}
