@@ -14,7 +14,7 @@ __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 
            'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
 
 # %% ../nbs/06_baselines.ipynb #1a427b75
-import json, time
+import json, random, time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial, wraps
@@ -218,7 +218,8 @@ def one_cycle(learn:Learner, # holds the network, its films and its loss
               epochs:int, # passes over the films
               lr:float, # the top of the schedule
              ) -> nn.Module: # in evaluation mode
-    "fastai's one-cycle schedule, with a bar where somebody watches."
+    "fastai's one-cycle schedule, with a bar where somebody watches. To be called inside `no_random`."
+    learn.dls.train.rng = random.Random(random.random()) # fastai draws it when a loader is made, before the caller's seed is set
     with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(epochs, lr)
     return learn.model.eval()
 

@@ -95,6 +95,8 @@ FAULTS = [
     ('labels of test films are wrong too', 'phantom', "wrong = (part == 'train') & ([chance('label', r)", "wrong = (part != '') & ([chance('label', r)", P + 'test_label_noise_is_in_training_alone_and_as_rare_as_asked'),
     ('the shifted set is the usual one', 'phantom', "float(rng.uniform(*r[int(shifted and rng.random() < OUTSIDE)]))", "float(rng.uniform(*r[0]))", P + 'test_shifted_films_come_from_other_ranges'),
     ('nobody is hardly ill', 'phantom', "if rng.random() < .06 else", "if rng.random() < 0 else", P + 'test_severity_has_a_tail_that_nobody_sees'),
+    ("the order of films hangs on no seed", 'baselines', "    learn.dls.train.rng = random.Random(random.random())", "    random.random()",
+     'tests/test_baselines.py::test_the_same_seed_gives_the_same_maps[fit_unet]'),
 ]
 
 
