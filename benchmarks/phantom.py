@@ -34,8 +34,8 @@ def measure(disease, size, films):
 
 def measure_gates(diseases, questions, n, size=64, seed=0):
     "The gates of the chapter, question by question, each written as soon as it is known; what is there for these films stands."
-    about = dict(films_a_class=n, size=size, version=P.VERSION)
     for question, disease in product(questions, diseases):
+        about = dict(films_a_class=n, size=size, version=P.VERSIONS[disease])
         if question not in known_gates(disease, about)[1]: keep(disease, about, P.gates(disease, n, size, seed, [question]))
         known = known_gates(disease, about)[1]
         print(disease, question, known[question], P.passed(known), flush=True)

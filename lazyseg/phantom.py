@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CREDIT', 'FINE_MM', 'ANATOMY', 'POSE', 'OUTSIDE', 'CONTROL', 'DEPTH', 'HEART', 'HIATUS', 'HILA', 'DISEASES', 'SIGNS',
-           'ILL', 'THINGS', 'PATH_MM', 'LUNG_MM', 'VERSION', 'SHARES', 'KINDS', 'ASK', 'GATES', 'fetch_ct',
+           'ILL', 'THINGS', 'PATH_MM', 'LUNG_MM', 'VERSIONS', 'SHARES', 'KINDS', 'ASK', 'GATES', 'fetch_ct',
            'working_grid', 'Grid', 'Chest', 'chest', 'between', 'draw', 'stream', 'spread', 'upsample',
            'control_points', 'turn', 'bump', 'reshape_heart', 'stand', 'draw_severity', 'blotches', 'Disease',
            'Pneumonia', 'Edema', 'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line', 'curve', 'wire',
@@ -337,18 +337,19 @@ class Edema(Disease):
     "A failing heart: it is large, and the lungs flood from their roots on both sides, with lines at the bases and blunt angles."
     moves = True
     def move(self, at, # (..., 3) mm in the CT
-            ): return reshape_heart(at, 1 + .25*self.severity*self.signs['heart'])
+            ): return reshape_heart(at, 1 + .1*self.severity*self.signs['heart'])
     def paint(self, c, # the `Chest`
               mu, # (voxels,) attenuation, water is 1
              ):
-        lung, reach = mu[c.lung], self.rng.uniform(48, 72)
+        lung, reach = mu[c.lung], self.rng.uniform(42, 62)
         root = torch.stack([(c.at - torch.tensor(h)).norm(dim=-1) for h in HILA]).amin(0)/reach
         wing = torch.exp(-root**2 + .3*blotches(self.rng, c.at, 30))*torch.sigmoid((c.depth - 9)/3) # the rim of the lung stays clear
         haze = wing.clamp(max=1.2)*self.severity*self.signs['haze']*.5
         edge = (c.at[:, 2] < -20) & (c.at[:, 0].abs() > 88) & (c.depth < 18)
         lines = .22*self.signs['lines']*self.severity*edge*torch.exp(-((c.at[:, 2].remainder(11) - 5.5)/1.8)**2) # Kerley's B lines
-        level = -118 + 55*self.severity*self.signs['angles']*self.rng.random() + .25*(c.at[:, 0].abs() - 60).clip(min=0)
+        level = -118 + 75*self.severity*self.signs['angles']*self.rng.uniform(.3, 1.) + .25*(c.at[:, 0].abs() - 60).clip(min=0)
         fluid = torch.sigmoid((level - c.at[:, 2])/3)*float(self.signs['angles'] > 0)
+        fluid = fluid*torch.sigmoid((c.at[:, 0].abs() - 88)/4) # in the angles at the sides; behind the liver no film shows it
         flooded = lung + (haze + lines)*(.95 - lung).clip(min=0)
         flooded = flooded + fluid*(1 - flooded).clip(min=0)
         return _set(mu, c.lung, flooded), _only(mu, c.lung, torch.maximum(torch.sigmoid((wing - .4)/.06), fluid))
@@ -789,7 +790,7 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
                 truths=truths, severity={d: i.severity for d, i in ill.items()}, numbers=numbers)
 
 # %% ../nbs/00_phantom.ipynb #3a36e2bb
-VERSION = 4      # raise it when the same seed no longer gives the same film: old caches are then left alone
+VERSIONS = dict(pneumonia=4, edema=5, emphysema=4, hernia=4) # raise it when the same seed no longer gives the same film: old caches are then left alone
 _CHUNK = 64       # films rendered between two marks of progress
 SHARES = dict(train=.6, valid=.15, test=.25)
 
@@ -877,8 +878,9 @@ def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
     one_of('disease', disease, DISEASES)
     table = film_table(disease, n, seed, shifted, films_per_patient, label_noise, split, others, shortcut)
     look = dict(size=size, aspect=aspect, shifted=shifted, **settings)
+    version = max(VERSIONS.values()) if others else VERSIONS[disease]
     key = json.dumps(look | dict(shifted=shifted and OUTSIDE, disease=disease, n=n, seed=seed, films_per_patient=films_per_patient,
-                                 others=others, shortcut=shortcut, version=VERSION), sort_keys=True)
+                                 others=others, shortcut=shortcut, version=version), sort_keys=True)
     folder = cache_dir('phantom', f'{disease}-{size}-{n}-{hashlib.sha256(key.encode()).hexdigest()[:10]}')
     shape = (size, round(size*aspect))
     arrays = dict.fromkeys(('film', 'truth', 'lungs', 'twin'), (shape, np.uint8))
@@ -966,7 +968,7 @@ def several_arrays(n:int=2000, # films in all
                           shifted=settings.get('shifted', False))
     look = dict(size=size, aspect=aspect, **settings)
     key = json.dumps(look | (dict(shifted=OUTSIDE) if settings.get('shifted') else {}) |
-                     dict(n=n, seed=seed, kinds=KINDS, version=VERSION), sort_keys=True)
+                     dict(n=n, seed=seed, kinds=KINDS, version=max(VERSIONS.values())), sort_keys=True)
     folder, shape = cache_dir('phantom', f'several-{size}-{n}-{hashlib.sha256(key.encode()).hexdigest()[:10]}'), (size, round(size*aspect))
     arrays = dict(film=(shape, np.uint8), lungs=(shape, np.uint8), truths=((len(DISEASES), *shape), np.uint8))
     _render_missing(folder, table, arrays, partial(_render_several, seed=seed, look=look))
@@ -1067,7 +1069,7 @@ def gates(disease:str, # one of `DISEASES`
     "What simple things, and one that is not simple, make of the films; test films, true state, 95% intervals over patients."
     from lazyseg.data import get_films
     films = get_films(phantom(one_of('disease', disease, DISEASES), n, size, seed), size)
-    return {one_of('question', q, ASK): ASK[q](films, seed) for q in ask} | dict(films_a_class=n, size=size, version=VERSION)
+    return {one_of('question', q, ASK): ASK[q](films, seed) for q in ask} | dict(films_a_class=n, size=size, version=VERSIONS[disease])
 
 
 # %% ../nbs/00_phantom.ipynb #33db2444
