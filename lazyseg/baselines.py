@@ -40,7 +40,8 @@ from torch import nn, Tensor
 from .core import LazysegError, cache_dir, one_of, progress, project_root, somebody_watches, whole_file
 from .data import Films, get_films, get_source
 from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
-from .runs import DISEASES, MARKED, TRUTH, outline, provenance, read_metrics, save_figure, whole_number, write_metrics
+from .runs import DISEASES, FIRST_FILMS, MARKED, TRUTH, films_version, outline, provenance, read_metrics, save_figure
+from .runs import whole_number, write_metrics
 from .thresholding import MODES, OperatingPoint, PAPER_BAND, score_films, threshold_for_dice, threshold_from_labels
 from .training import METHODS, PROFILES, choices_of, fit_method, same_method
 
@@ -592,10 +593,10 @@ def run_one(name:str, # a row of `BASELINES` or of `METHODS`
             settings:dict, # size, films, profile, seed: a run with other settings is made anew
            ) -> dict: # what is in metrics.json
     "Train and measure one method on one disease, unless that was done already with the same settings."
-    folder, asked = Path(out)/disease/_slug(name), dict(method=name, disease=disease, **settings)
+    folder, asked = Path(out)/disease/_slug(name), dict(method=name, disease=disease, **settings, **films_version(disease))
     try: kept = read_metrics(folder)
     except (OSError, ValueError): kept = {}
-    if kept.get('settings') == asked and same_method(kept, name, settings['profile']): return kept
+    if FIRST_FILMS | kept.get('settings', {}) == asked and same_method(kept, name, settings['profile']): return kept
     work = cache_dir('benchmark', f"{disease}-{_slug(name)}-{'-'.join(map(str, settings.values()))}")
     films, found = films(), dict(settings=asked, choices=choices_of(name, settings['profile']))
     try: scorer = fit_any(name, films, settings['profile'], settings['seed'], work)
@@ -702,7 +703,7 @@ def write_tables(found:dict, # from `benchmark`
     with whole_file(out/'results.json') as p: table.to_json(p, orient='split', index=False) # pd.read_json(file, orient='split')
     first = next(iter(next(iter(found.values())).values()))
     text = ['# Benchmark: four phantom diseases\n',
-            'Settings: ' + ', '.join(f'{k} {v}' for k, v in first['settings'].items() if k not in ('method', 'disease')),
+            'Settings: ' + ', '.join(f'{k} {v}' for k, v in first['settings'].items() if k not in ('method', 'disease', 'phantom')),
             '\nTest films only; 95% intervals over patients. Not a medical device.\n\n' + first['credit']]
     for metric, title in TABLES.items():
         for mode in MODES if metric == 'dice' else MODES[:1]:
