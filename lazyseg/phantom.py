@@ -790,7 +790,8 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
                 truths=truths, severity={d: i.severity for d, i in ill.items()}, numbers=numbers)
 
 # %% ../nbs/00_phantom.ipynb #3a36e2bb
-VERSIONS = dict(pneumonia=4, edema=5, emphysema=4, hernia=4) # raise it when the same seed no longer gives the same film: old caches are then left alone
+# Raise one when the same seed no longer gives the same film: old caches are then left alone, and kept runs are made anew.
+VERSIONS = dict(pneumonia=4, edema=5, emphysema=4, hernia=4)
 _CHUNK = 64       # films rendered between two marks of progress
 SHARES = dict(train=.6, valid=.15, test=.25)
 

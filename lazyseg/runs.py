@@ -37,7 +37,7 @@ def data_name(path:str, # of a table or a folder; may be empty
     path = Path(path)
     return f'{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}' if path.is_file() else path.name
 
-# %% ../nbs/runs.ipynb #af8ef214
+# %% ../nbs/runs.ipynb #24fccf44
 FIRST_FILMS = dict(phantom=4) # what runs saw that do not say it
 
 def films_version(disease:str, # one of `DISEASES`
@@ -45,6 +45,7 @@ def films_version(disease:str, # one of `DISEASES`
     "Which films of the phantom a run sees, for its settings in `metrics.json`: when they change, it is to be made anew."
     return dict(phantom=VERSIONS[disease])
 
+# %% ../nbs/runs.ipynb #af8ef214
 # Written down only where they differ, so that runs from before there was a choice still hold.
 _USUAL = dict(lung_masks='auto', bad='stop', device='auto')
 
