@@ -19,9 +19,10 @@ from fastai.callback.core import Callback
 from matplotlib.ticker import MaxNLocator
 
 from .baselines import example_rows, in_steps
-from .core import LazysegError, forget_place, one_of, progress, project_root
+from .core import LazysegError, forget_place, one_of, project_root
 from .evaluation import best_dice, image_auroc, label_only_criteria, marked_area, pixel_average_precision
-from .film import VIEWS, make_view
+from .data import cut_films
+from .film import VIEWS
 from .lungs import find_lungs
 from .thresholding import score_films, threshold_from_labels
 from .training import METHODS, PROFILES, GeneratorScorer, fit_method, method
@@ -74,12 +75,7 @@ def in_view(films, # `Films`
     def lungs_of(film):
         try: return find_lungs(film)
         except LazysegError: return np.ones(film.shape, bool)
-    out = {name: np.zeros_like(a) for name, a in films.parts().items()}
-    for i in progress(range(len(films)), text=f'{view}: finding lungs'):
-        parts = {name: a[i]/np.float32(255) if name in ('film', 'twin') else a[i] > 0 for name, a in films.parts().items()}
-        seen = make_view(parts | dict(lungs=lungs_of(parts['film'])), *films.film.shape[1:], view)
-        for name, pictures in out.items(): pictures[i] = seen[name]
-    return replace(films, **out)
+    return replace(films, **cut_films(films.parts(), *films.film.shape[1:], lungs_of, view=view))
 
 # %% ../nbs/03a_ablation.ipynb #62ad18e8
 def watch_validation(scorer, # a method

@@ -11,7 +11,7 @@ __all__ = ['BIGGEST_TEXT', 'TRUTHS', 'COLUMNS', 'KERMANY_CREDIT', 'NIH_CREDIT', 
            'name_columns', 'pick_rows', 'years', 'finish_table', 'check_patients', 'load_row', 'make_source',
            'table_source', 'folder_source', 'kermany_patient', 'pneumonia_source', 'nih_table', 'nih_source',
            'outlined_source', 'download', 'get_source', 'FilmStore', 'cached_parts', 'hand_back', 'get_films',
-           'lung_counts', 'read_all', 'augment_batch', 'UnpairedLoader', 'unpaired_loaders']
+           'lung_counts', 'read_all', 'cut_films', 'augment_batch', 'UnpairedLoader', 'unpaired_loaders']
 
 # %% ../nbs/01_data.ipynb #39c074eb
 import ast, ctypes, gc, gzip, hashlib, io, json, math, mmap, os, re, shutil, tempfile, warnings, zipfile
@@ -1057,10 +1057,22 @@ def _source_arrays(source:Source, height:int, width:int, how:dict) -> dict:
     "The arrays of a source that keeps its own cache; another view than the whole film is cut from them."
     arrays = source.arrays(height, width/height)
     if how == dict(view='film'): return arrays
-    out = {o: np.zeros((len(source), height, width), np.uint8) for o in arrays}
-    for i in progress(range(len(source)), text='cutting films'):
+    return cut_films(arrays, height, width, **how)
+
+# %% ../nbs/01_data.ipynb #07df5d33
+def cut_films(arrays:dict, # film and any of lungs, truth, twin: (N, H, W) uint8
+              height:int, # of the result, in pixels
+              width:int, # of the result, in pixels
+              lungs_of:Callable=None, # finds the lungs (H, W) bool of a film (H, W) 0..1, where those of `arrays` are not to be used
+              **how, # for `make_view`
+             ) -> dict: # the same names, (N, height, width) uint8
+    "Many films in another view."
+    out = {o: np.zeros((len(a), height, width), np.uint8) for o, a in arrays.items()}
+    for i in progress(range(len(arrays['film'])), text='cutting films'):
         parts = {o: a[i]/np.float32(255) if o in ('film','twin') else a[i] > 0 for o, a in arrays.items()}
-        for o, image in make_view(parts, height, width, **how).items(): out[o][i] = image
+        if lungs_of: parts['lungs'] = lungs_of(parts['film'])
+        for o, image in make_view(parts, height, width, **how).items():
+            if o in out: out[o][i] = image
     return out
 
 # %% ../nbs/01_data.ipynb #04a0497d
