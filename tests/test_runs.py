@@ -51,7 +51,7 @@ def test_a_kept_run_on_films_that_the_phantom_draws_otherwise_by_now_is_made_ane
         for said, believed in ((now, True), (now | dict(phantom=3), False), ({k: v for k, v in now.items() if k != "phantom"}, still_right)):
             write_metrics(there.folder, dict(settings=said))
             assert already_there(there) == believed, (disease, said)
-    assert "phantom" not in check_settings("pneumonia", "table", data=str(NOTEBOOK)).recorded() # films of others have no version
+    assert "phantom" not in check_settings("pneumonia", "table", data=__file__).recorded() # films of others have no version
 
 
 def test_another_seed_gives_other_weights(smoke, tmp_path):
