@@ -81,6 +81,10 @@ FAULTS = [
     ('a lesion is pasted and its outline mirrored', 'exercises', "y = torch.cat([moved[:, 1:],", "y = torch.cat([moved[:, 1:].flip(-1),", X + 'test_what_is_pasted_lies_under_its_outline'),
     ('lesions are pasted that another film has', 'exercises', "films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[n//2:]]])", "films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[:n - n//2]]])", X + 'test_what_is_pasted_lies_under_its_outline'),
     ('weights of another seed are taken for these', 'training', "if not same_choices(state['choices'], self.choices()):", "if False:", N + 'test_a_finished_training_is_not_taken_for_another_seed'),
+    ('a kept run of films drawn otherwise is taken', 'runs', "| (films_version(self.disease) if self.source == 'phantom' else {})", "",
+     'tests/test_runs.py::test_a_kept_run_on_films_that_the_phantom_draws_otherwise_by_now_is_made_anew'),
+    ('a kept row of films drawn otherwise is taken', 'baselines', "if FIRST_FILMS | kept.get('settings', {}) == asked", "if kept.get('settings', {}) | films_version(disease) == asked",
+     'tests/test_baselines.py::test_a_benchmark_resumes_and_mends_what_is_broken'),
     ('a pupil of another exercise book is taken', 'training', "asdict(m) | run | dict(book=BOOK_VERSION)", "asdict(m) | run", N + 'test_a_pupil_is_taught_anew_when_the_exercise_book_is_another'),
     ('domains change places in training', 'training', "counterpart, same = self._translate(self.there.generator, sick, healthy)", "counterpart, same = self._translate(self.there.generator, healthy, sick)", F + 'test_training_turns_the_diseased_films'),
     # the phantom

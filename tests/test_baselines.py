@@ -156,10 +156,13 @@ def test_a_benchmark_resumes_and_mends_what_is_broken(tmp_path, monkeypatch):
     assert again['pneumonia']['mean-healthy difference']['results'] == first['pneumonia']['mean-healthy difference']['results']
     monkeypatch.setitem(b.BASELINES, 'mean-healthy difference', lambda *a, **k: pytest.fail('trained again'))
     run(tmp_path, monkeypatch)
-    changed = json.loads(file.read_text())
-    changed['settings']['seed'] = 7
-    file.write_text(json.dumps(changed))
-    with pytest.raises(pytest.fail.Exception): run(tmp_path, monkeypatch)
+    written = file.read_text()
+    for setting, other in dict(seed=7, phantom=3).items(): # 3: the phantom drew other films then
+        changed = json.loads(written)
+        assert changed['settings'][setting] != other
+        changed['settings'][setting] = other
+        file.write_text(json.dumps(changed))
+        with pytest.raises(pytest.fail.Exception): run(tmp_path, monkeypatch)
 
 
 def test_a_method_that_diverges_is_a_row_of_the_table(tmp_path, monkeypatch):

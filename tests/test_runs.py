@@ -9,6 +9,7 @@ nbformat = pytest.importorskip("nbformat")
 
 from lazyseg.cli import main, train
 from lazyseg.core import LazysegError, project_root
+from lazyseg.phantom import VERSIONS
 from lazyseg.runs import already_there, check_settings, write_metrics
 
 pytestmark = pytest.mark.dev
@@ -40,6 +41,17 @@ def test_a_kept_run_is_one_with_the_same_settings_both_ways(tmp_path):
     for there, other in ((usual, skips), (skips, usual)):
         write_metrics(there.folder, dict(settings=there.recorded()))
         assert already_there(there) and not already_there(other)
+
+
+def test_a_kept_run_on_films_that_the_phantom_draws_otherwise_by_now_is_made_anew(tmp_path):
+    for disease, still_right in (("pneumonia", True), ("edema", False)): # runs that do not say saw the fourth version of either
+        there = check_settings(disease, profile="smoke", out=str(tmp_path))
+        now = there.recorded()
+        assert now["phantom"] == VERSIONS[disease]
+        for said, believed in ((now, True), (now | dict(phantom=3), False), ({k: v for k, v in now.items() if k != "phantom"}, still_right)):
+            write_metrics(there.folder, dict(settings=said))
+            assert already_there(there) == believed, (disease, said)
+    assert "phantom" not in check_settings("pneumonia", "table", data=__file__).recorded() # films of others have no version
 
 
 def test_another_seed_gives_other_weights(smoke, tmp_path):
