@@ -356,29 +356,36 @@ class Edema(Disease):
 
 # %% ../nbs/00_phantom.ipynb #729e99ef
 class Emphysema(Disease):
-    "Lung walls are lost: dark, long lungs with few vessels and bullae; the diaphragm is low and flat, the heart narrow."
+    "Lung walls are lost: dark places without vessels, and bullae; the diaphragm is low and flat, the heart narrow."
     moves = True
     def move(self, at, # (..., 3) mm in the CT
             ):
-        slim = 1 - .22*self.severity*self.signs['heart']
-        shift = reshape_heart(at, (slim, 1., 1 + .04*self.signs['heart']))
-        domes = sum(torch.exp(-((at[..., 0] - x)/42)**2) for x in (-65, 75)) # flat: the domes sink, the rims stay
-        shift[..., 2] += 30*self.severity*self.signs['diaphragm']*(.25 + domes)*torch.exp(-((at[..., 2] + 45)/65)**2)
+        hangs = self.severity*self.signs['heart']
+        shift = reshape_heart(at, (1 - .09*hangs, 1., 1 + .05*hangs))
+        domes = sum(torch.exp(-((at[..., 0] - x)/42)**2) for x in (-65, 75)) # flat: the domes sink, the rims less
+        shift[..., 2] += 12*self.severity*self.signs['diaphragm']*(.15 + domes)*torch.exp(-((at[..., 2] + 45)/65)**2)
         return shift
     def paint(self, c, # the `Chest`
               mu, # (voxels,) attenuation, water is 1
              ):
-        lung = mu[c.lung]
-        upper = self.rng.uniform(-.4, 1.)*c.at[:, 2]/80
-        lost = torch.sigmoid((blotches(self.rng, c.at, 45) + upper - self.rng.uniform(-.3, .7))/.25)
-        bulla = torch.zeros_like(lost)
-        seeds = c.at[(c.depth < 12) & (c.at[:, 2] > 20)]
+        lung, edge, height = mu[c.lung], blotches(self.rng, c.at, 25), c.at[:, 2]
+        lost, bulla = torch.zeros_like(lung), torch.zeros_like(lung)
+        zone = height > 5 if self.rng.random() < .75 else height < 5 # smoking begins at the top, the inherited kind at the base
+        for side in self.rng.permutation(2)[:1 + (self.rng.random() < .5)]:
+            inside = (c.lobe < 3) == bool(side)
+            seeds = c.at[inside & zone & (c.depth > 8)]
+            for _ in range(1 + (self.rng.random() < .15)):
+                centre = seeds[int(self.rng.random()*len(seeds))]
+                mm = self.rng.uniform(30, 46)*(.7 + .3*self.severity)
+                away = (c.at - centre)/torch.tensor([1., 3., 1.]) # nearly the whole way from front to back
+                lost = torch.maximum(lost, inside*torch.sigmoid(((1 - away.norm(dim=-1)/mm) + .15*edge)/.1))
+        seeds = c.at[(c.depth < 12) & (height > 20)]
         for _ in range(self.rng.integers(4)):
             centre = seeds[int(self.rng.random()*len(seeds))]
-            bulla = torch.maximum(bulla, torch.sigmoid((self.rng.uniform(10, 26) - (c.at - centre).norm(dim=-1))/2))
-        bulla = bulla*self.signs['bullae']*self.severity
-        thin = lost*(.2 + .65*self.severity)*self.signs['loss']
-        new = torch.where(c.vessel, lung*(1 - lost*.8*self.severity*self.signs['vessels']), lung*(1 - thin))
+            bulla = torch.maximum(bulla, torch.sigmoid((self.rng.uniform(15, 32) - (c.at - centre).norm(dim=-1))/2))
+        bulla = bulla*self.signs['bullae']*min(1., 1.5*self.severity)
+        gone = min(1., 2.2*self.severity) # where it is plain, hardly a wall is left
+        new = torch.where(c.vessel, lung*(1 - lost*gone*self.signs['vessels']), lung*(1 - .96*lost*gone*self.signs['loss']))
         return _set(mu, c.lung, new*(1 - .9*bulla)), _only(mu, c.lung, torch.maximum(lost, bulla))
 
 # %% ../nbs/00_phantom.ipynb #8e1cc2d8
@@ -630,7 +637,7 @@ def marks(film, # (..., h, w) 0..1, changed in place
         film.mul_(shade).add_((1 - shade)*dark)
 
 # %% ../nbs/00_phantom.ipynb #91c0ae74
-PATH_MM = dict(pneumonia=12., edema=25., emphysema=55., hernia=8.) # truth: where a ray crosses more diseased tissue than this
+PATH_MM = dict(pneumonia=12., edema=25., emphysema=95., hernia=8.) # truth: where a ray crosses more diseased tissue than this
 LUNG_MM = 25.                                                      # lung mask: where it crosses more lung than this
 
 # %% ../nbs/00_phantom.ipynb #2f3106ce
@@ -791,7 +798,7 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
 
 # %% ../nbs/00_phantom.ipynb #3a36e2bb
 # Raise one when the same seed no longer gives the same film: old caches are then left alone, and kept runs are made anew.
-VERSIONS = dict(pneumonia=4, edema=5, emphysema=4, hernia=4)
+VERSIONS = dict(pneumonia=4, edema=5, emphysema=5, hernia=4)
 _CHUNK = 64       # films rendered between two marks of progress
 SHARES = dict(train=.6, valid=.15, test=.25)
 
