@@ -40,7 +40,8 @@ from torch import nn, Tensor
 from .core import LazysegError, cache_dir, one_of, progress, project_root, somebody_watches, whole_file
 from .data import Films, get_films, get_source
 from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
-from .runs import DISEASES, FIRST_FILMS, MARKED, TRUTH, films_version, outline, provenance, read_metrics, save_figure
+from .phantom import DISEASES
+from .runs import FIRST_FILMS, MARKED, TRUTH, films_version, outline, provenance, read_metrics, save_figure
 from .runs import whole_number, write_metrics
 from .thresholding import MODES, OperatingPoint, PAPER_BAND, score_films, threshold_for_dice, threshold_from_labels
 from .training import METHODS, PROFILES, choices_of, fit_method, same_method

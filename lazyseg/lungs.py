@@ -82,8 +82,8 @@ def school_films(n:int=256, # how many: `school_film` of 0 to n - 1
                 ) -> dict: # film, lungs: (n, SIZE, SIZE) uint8
     "School films from the cache, rendered the first time."
     import pandas as pd # here, since finding lungs needs no tables
-    from lazyseg.phantom import VERSIONS, _render_missing
-    folder, shape = cache_dir('lungs', f'school-{SIZE}-{n}-v{max(VERSIONS.values())}'), (SIZE, SIZE)
+    from lazyseg.phantom import ALL_VERSIONS, _render_missing
+    folder, shape = cache_dir('lungs', f'school-{SIZE}-{n}-v{ALL_VERSIONS}'), (SIZE, SIZE)
     def render_row(store, row):
         for name, picture in school_film(int(row.name)).items(): store.arrays[name][row.name] = picture
     _render_missing(folder, pd.DataFrame(index=range(n)), dict(film=(shape, np.uint8), lungs=(shape, np.uint8)), render_row)
@@ -442,9 +442,9 @@ _FILMS, _STEPS, _SEED = 256, 700, 0
 def _main() -> int:
     "`python -m lazyseg.lungs`: make the network again, and measure it where real films are."
     from lazyseg.data import get_source
-    from lazyseg.phantom import VERSIONS
+    from lazyseg.phantom import ALL_VERSIONS
     net, costs = train_lungs(school_films(_FILMS), _STEPS, seed=_SEED, folder=cache_dir('lungs'))
-    about = dict(network=f'Outliner({WIDTH}, {BLOCKS})', size=SIZE, films=_FILMS, steps=_STEPS, seed=_SEED, phantom=max(VERSIONS.values()),
+    about = dict(network=f'Outliner({WIDTH}, {BLOCKS})', size=SIZE, films=_FILMS, steps=_STEPS, seed=_SEED, phantom=ALL_VERSIONS,
                  costs=costs, measured={})
     keep_net(net, about)
     table = Path(os.environ.get('LAZYSEG_CXR') or project_root().parent/'shared'/'cxr')/'index.csv'

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CREDIT', 'FINE_MM', 'ANATOMY', 'POSE', 'OUTSIDE', 'CONTROL', 'DEPTH', 'HEART', 'HIATUS', 'HILA', 'DISEASES', 'SIGNS',
-           'ILL', 'THINGS', 'PATH_MM', 'LUNG_MM', 'VERSIONS', 'SHARES', 'KINDS', 'ASK', 'GATES', 'fetch_ct',
-           'working_grid', 'Grid', 'Chest', 'chest', 'between', 'draw', 'stream', 'spread', 'upsample',
+           'ILL', 'THINGS', 'PATH_MM', 'LUNG_MM', 'VERSIONS', 'ALL_VERSIONS', 'SHARES', 'KINDS', 'ASK', 'GATES',
+           'fetch_ct', 'working_grid', 'Grid', 'Chest', 'chest', 'between', 'draw', 'stream', 'spread', 'upsample',
            'control_points', 'turn', 'bump', 'reshape_heart', 'stand', 'draw_severity', 'blotches', 'Disease',
            'Pneumonia', 'Edema', 'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line', 'curve', 'wire',
            'ball', 'breasts', 'nipples', 'nodes', 'catheter', 'feeding_tube', 'windpipe_tube', 'leads', 'pacemaker',
@@ -799,6 +799,7 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
 # %% ../nbs/00_phantom.ipynb #3a36e2bb
 # Raise one when the same seed no longer gives the same film: old caches are then left alone, and kept runs are made anew.
 VERSIONS = dict(pneumonia=4, edema=5, emphysema=5, hernia=4)
+ALL_VERSIONS = '.'.join(map(str, VERSIONS.values())) # of what shows several diseases: stale once one of them is drawn anew
 _CHUNK = 64       # films rendered between two marks of progress
 SHARES = dict(train=.6, valid=.15, test=.25)
 
@@ -886,7 +887,7 @@ def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
     one_of('disease', disease, DISEASES)
     table = film_table(disease, n, seed, shifted, films_per_patient, label_noise, split, others, shortcut)
     look = dict(size=size, aspect=aspect, shifted=shifted, **settings)
-    version = max(VERSIONS.values()) if others else VERSIONS[disease]
+    version = ALL_VERSIONS if others else VERSIONS[disease]
     key = json.dumps(look | dict(shifted=shifted and OUTSIDE, disease=disease, n=n, seed=seed, films_per_patient=films_per_patient,
                                  others=others, shortcut=shortcut, version=version), sort_keys=True)
     folder = cache_dir('phantom', f'{disease}-{size}-{n}-{hashlib.sha256(key.encode()).hexdigest()[:10]}')
@@ -976,7 +977,7 @@ def several_arrays(n:int=2000, # films in all
                           shifted=settings.get('shifted', False))
     look = dict(size=size, aspect=aspect, **settings)
     key = json.dumps(look | (dict(shifted=OUTSIDE) if settings.get('shifted') else {}) |
-                     dict(n=n, seed=seed, kinds=KINDS, version=max(VERSIONS.values())), sort_keys=True)
+                     dict(n=n, seed=seed, kinds=KINDS, version=ALL_VERSIONS), sort_keys=True)
     folder, shape = cache_dir('phantom', f'several-{size}-{n}-{hashlib.sha256(key.encode()).hexdigest()[:10]}'), (size, round(size*aspect))
     arrays = dict(film=(shape, np.uint8), lungs=(shape, np.uint8), truths=((len(DISEASES), *shape), np.uint8))
     _render_missing(folder, table, arrays, partial(_render_several, seed=seed, look=look))

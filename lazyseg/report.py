@@ -22,9 +22,9 @@ from .core import LazysegError, forget_place, one_of, project_root, smaller_pict
 from .data import Films, Source
 from .film import resize, to_bytes
 from .evaluation import COLUMNS, as_text, dice
-from .phantom import render
-from .runs import (DISEASES, MARKED, SOURCES, TRUTH, Settings, already_there, check_settings, outline, read_metrics,
-                          save_figure, whole_number, yes_or_no)
+from .phantom import DISEASES, render
+from .runs import (MARKED, SOURCES, TRUTH, Settings, already_there, check_settings, outline, read_metrics, save_figure,
+                          whole_number, yes_or_no)
 from .training import METHODS
 
 # %% ../nbs/make_report.ipynb #57faeef5
