@@ -20,10 +20,11 @@ from matplotlib.ticker import MaxNLocator
 
 from .baselines import example_rows, in_steps
 from .core import LazysegError, forget_place, one_of, project_root
-from .evaluation import best_dice, image_auroc, label_only_criteria, marked_area, pixel_average_precision
 from .data import cut_films
+from .evaluation import best_dice, image_auroc, label_only_criteria, marked_area, pixel_average_precision
 from .film import VIEWS
 from .lungs import find_lungs
+from .runs import FIRST_FILMS, films_version
 from .thresholding import score_films, threshold_from_labels
 from .training import METHODS, PROFILES, GeneratorScorer, fit_method, method
 
@@ -188,7 +189,7 @@ def ablate(diseases=('pneumonia',), # of the phantom
         for seed in seeds:
             for variant in variants:
                 folder = run_folder(disease, variant, seed, epochs, out)
-                if (folder/'metrics.json').is_file(): continue
+                if _holds(folder/'metrics.json', disease): continue
                 folder.mkdir(parents=True, exist_ok=True)
                 run_notebook(find_notebook('ablate.ipynb'), folder/'ablate.ipynb', progress=False,
                              parameters=dict(disease=disease, variant=variant, seed=seed, profile=profile, epochs=epochs, out=out))
@@ -197,6 +198,9 @@ def ablate(diseases=('pneumonia',), # of the phantom
     runs = ablation_runs(out)
     runs.to_csv(project_root()/out/'table.csv', index=False, float_format='%.4f')
     return runs
+
+def _holds(file, disease): # is there a run, of films as the phantom draws them now?
+    return file.is_file() and (FIRST_FILMS | json.loads(file.read_text())['settings']).items() >= films_version(disease).items()
 
 # %% ../nbs/03a_ablation.ipynb #0b8eb828
 PANELS = {'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC',
