@@ -582,7 +582,7 @@ def _run_audit(json=False, quiet=False, **given):
 def write_phantom(disease='pneumonia', # pneumonia, edema, emphysema or hernia
                   n=10, # films a class
                   out='phantom', # folder for films/, truth/, lungs/ and films.csv
-                  size=256, # height and width of the films in pixels
+                  size=256, # height of the films in pixels; they are as wide or narrow as real ones
                   seed=0, # seed of every draw
                   quiet=False, # show no bar
                  ) -> dict: # {films, out, table, credit}
@@ -596,7 +596,8 @@ def write_phantom(disease='pneumonia', # pneumonia, edema, emphysema or hernia
     for i in _bar(range(len(table)), 'films', quiet):
         row, files = table.iloc[i], {k: out/v[i] for k, v in names.items()}
         if all(f.is_file() for f in files.values()): continue
-        seen = render(disease if row.truly_diseased else None, size=size, seed=f'{seed}-{i}', anatomy_seed=f'{seed}-{row.patient}')
+        seen = render(disease if row.truly_diseased else None, size=size, seed=f'{seed}-{i}', anatomy_seed=f'{seed}-{row.patient}',
+                      aspect=None)
         for kind, picture in dict(films=seen['film'], truth=seen['truth'].astype('uint8')*255,
                                   lungs=seen['lungs'].astype('uint8')*255).items():
             with whole_file(files[kind]) as p: Image.fromarray(picture).save(p, format='PNG')
@@ -611,7 +612,7 @@ def _options_phantom(p):
     p.add_argument('disease', nargs='?', default='pneumonia', help='pneumonia, edema, emphysema or hernia')
     p.add_argument('-n', type=int, default=10, help='films a class')
     p.add_argument('-o', '--out', default='phantom', help='folder for films/, truth/, lungs/ and films.csv')
-    p.add_argument('--size', type=int, default=256, help='height and width in pixels')
+    p.add_argument('--size', type=int, default=256, help='height in pixels; the widths differ, as those of real films do')
     p.add_argument('--seed', type=int, default=0, help='another seed, other patients')
 
 def _run_phantom(json=False, quiet=False, **given):
