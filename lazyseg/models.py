@@ -6,7 +6,7 @@
 __all__ = ['HEADS', 'MAPS', 'norm', 'ResidualBlock', 'EnlargeConv', 'down', 'up', 'Counterpart', 'warp', 'integrate', 'shrink',
            'enlarge', 'Head', 'Generator', 'check_size', 'Outliner', 'Discriminator', 'receptive_field',
            'count_parameters', 'difference_map', 'mask_map', 'quotient_map', 'product_map', 'intensity_map',
-           'displacement_map', 'GeneratorScorer', 'PupilScorer']
+           'displacement_map', 'unmoved_map', 'GeneratorScorer', 'PupilScorer']
 
 # %% ../nbs/02_models.ipynb #87731ff6
 from typing import NamedTuple
@@ -316,8 +316,31 @@ def displacement_map(films:Tensor, # (B, 1, H, W), 0..1
     if c.flow is None: raise LazysegError("The map 'displacement' needs a generator with the head 'warp' or 'move'.")
     return c.flow.norm(dim=1)
 
+def unmoved_map(films:Tensor, # (B, 1, H, W), 0..1
+                c:Counterpart, # their counterparts
+                height:int=64, # pixels: taller films are looked at shrunk to it
+               ) -> Tensor: # (B, H, W)
+    """The map `intensity` times the share of the change near by that movement can't explain, 0..1.
+
+    Optical flow (TV-L1: Zach, Pock, Bischof 2007) carries the counterpart's tissue to where the film has it. What is left of the
+    change then, as a mean over a twelfth of the film's height, is the share: an edge that stands elsewhere goes, a mass stays, border and all."""
+    import numpy as np # here: no other map needs these
+    from scipy.ndimage import gaussian_filter, map_coordinates
+    from skimage.registration import optical_flow_tvl1
+    change = c.change(films)
+    shape = (height, round(height*films.shape[3]/films.shape[2])) if films.shape[2] > height else films.shape[2:]
+    small = [F.interpolate(a, shape, mode='area')[:, 0].cpu().double().numpy() for a in (films, films + change)]
+    shares = []
+    for film, counterpart in zip(*small):
+        flow = optical_flow_tvl1(film, counterpart, attachment=15, tightness=.3)
+        left = np.abs(film - map_coordinates(counterpart, np.indices(shape) + flow, order=1, mode='nearest'))
+        near = [gaussian_filter(a, shape[0]/12) + 1e-4 for a in (np.minimum(left, np.abs(film - counterpart)), np.abs(film - counterpart))]
+        shares.append(near[0]/near[1])
+    shares = torch.from_numpy(np.stack(shares)).to(films)[:, None]
+    return (change.abs()*F.interpolate(shares, films.shape[2:], mode='bilinear'))[:, 0]
+
 MAPS = {'paper': quotient_map, 'difference': difference_map, 'mask': mask_map, 'product': product_map, 'intensity': intensity_map,
-        'displacement': displacement_map}
+        'displacement': displacement_map, 'unmoved': unmoved_map}
 
 # %% ../nbs/02_models.ipynb #9cc66116
 class GeneratorScorer:
