@@ -131,6 +131,19 @@ def test_bad_settings_are_named(fresh, bad, says):
     with pytest.raises(LazysegError, match=says): P.phantom_arrays(**SMALL | dict(n=1) | bad)
 
 
+def test_films_of_all_shapes_show_as_much_of_the_patient(fresh):
+    widths = set()
+    for seed in range(5):
+        seen, square = P.render(None, size=64, seed=seed, aspect=None), P.render(None, size=64, seed=seed)
+        (height, width), ours, usual = seen['film'].shape, seen['numbers'], square['numbers']
+        assert height == 64 and 64*P.ASPECT[0] - 1 < width < 64*P.ASPECT[1] + 1
+        assert abs(ours['fov']**2*width/height/usual['fov']**2 - 1) < .03 # the beam is as large
+        assert ours | dict(fov=0) == usual | dict(fov=0) and .75 < seen['lungs'].mean()/square['lungs'].mean() < 1.25
+        assert np.array_equal(P.render(None, size=64, seed=seed, aspect=None)['film'], seen['film'])
+        widths.add(width)
+    assert len(widths) > 3
+
+
 def test_shifted_films_come_from_other_ranges(fresh):
     for name, (usual, shifted) in (P.ANATOMY | P.POSE).items():
         overlap = max(0, min(usual[1], shifted[1]) - max(usual[0], shifted[0]))
