@@ -37,8 +37,8 @@ TRUSTING = FIRST | dict(haze=0., faint=0., rise=1.) # nothing stands against foo
 VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'both stages':          ('the method as it is', 'lazyseg', {}),
     'both stages, still':   ('what if tissue may not move?', 'lazyseg', STILL),
-    'what moved counts':    ('what if the second stage draws what only moved, too?', 'lazyseg', dict(map='intensity')),
-    'still, moved back':    ('what if the generator may not move tissue, and flow alone does?', 'lazyseg', STILL | dict(map='unmoved')),
+    'moved back':           ('what if a change that movement explains does not count?', 'lazyseg', dict(map='unmoved')),
+    'still, moved back':    ('and if the generator may not move tissue?', 'lazyseg', STILL | dict(map='unmoved')),
     'both stages, guided':  ('what does a second stage make of a cycle that is told where?', 'lazyseg', STILL | dict(cycle='guided')),
     'first stage':          ('what does the second stage add?', 'lazyseg', FIRST),
     'no sick negatives':    ('what if the discriminator never sees a real diseased film?', 'lazyseg', FIRST | dict(sick=0.)),

@@ -323,7 +323,8 @@ def unmoved_map(films:Tensor, # (B, 1, H, W), 0..1
     """The map `intensity` times the share of the change near by that movement can't explain, 0..1.
 
     Optical flow (TV-L1: Zach, Pock, Bischof 2007) carries the counterpart's tissue to where the film has it. What is left of the
-    change then, as a mean over a twelfth of the film's height, is the share: an edge that stands elsewhere goes, a mass stays, border and all."""
+    change then, near by as a Gaussian of a twelfth of the film's height sees it, is the share: an edge that stands elsewhere
+    goes, a mass stays, border and all."""
     import numpy as np # here: no other map needs these
     from scipy.ndimage import gaussian_filter, map_coordinates
     from skimage.registration import optical_flow_tvl1
