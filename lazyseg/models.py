@@ -316,6 +316,7 @@ def displacement_map(films:Tensor, # (B, 1, H, W), 0..1
     if c.flow is None: raise LazysegError("The map 'displacement' needs a generator with the head 'warp' or 'move'.")
     return c.flow.norm(dim=1)
 
+# %% ../nbs/02_models.ipynb #b5e8a316
 def unmoved_map(films:Tensor, # (B, 1, H, W), 0..1
                 c:Counterpart, # their counterparts
                 height:int=64, # pixels: taller films are looked at shrunk to it
@@ -340,6 +341,7 @@ def unmoved_map(films:Tensor, # (B, 1, H, W), 0..1
     shares = torch.from_numpy(np.stack(shares)).to(films)[:, None]
     return (change.abs()*F.interpolate(shares, films.shape[2:], mode='bilinear'))[:, 0]
 
+# %% ../nbs/02_models.ipynb #e94b7d08
 MAPS = {'paper': quotient_map, 'difference': difference_map, 'mask': mask_map, 'product': product_map, 'intensity': intensity_map,
         'displacement': displacement_map, 'unmoved': unmoved_map}
 

@@ -3,10 +3,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from lazyseg.data import Films
 from lazyseg.exercises import BOOK_VERSION, Exercises, teach
+from lazyseg.models import MAPS, Counterpart
 
 
 def test_what_is_pasted_lies_under_its_outline():
@@ -52,3 +54,18 @@ def test_another_way_to_teach_has_another_version():
     pupil = teach(Knows(), Films(film=film, table=table), steps=5, width=8, seed=1)
     found = float(pupil(torch.from_numpy(film)[:, None].float() / 255).mean())
     assert abs(found - LEARNED[BOOK_VERSION]) < .0005, found
+
+
+@pytest.mark.parametrize('height', [64, 128])
+def test_what_only_moved_hardly_counts_and_a_mass_keeps_its_rim(height):
+    rows = (torch.arange(height) + .5)[:, None].expand(height, height)/height*64
+    mass = .5*((rows - 20)**2 + (rows.T - 40)**2 < 49)
+    film, healthy = (.2 + .5*torch.sigmoid(rows - edge) for edge in (44, 42)) # a diaphragm, two pixels of 64 lower on the film
+    film = film + mass
+    change = (healthy - film)[None, None]
+    share = (MAPS['unmoved'](film[None, None], Counterpart(healthy[None, None], delta=change))/change.abs()[:, 0].clamp(min=1e-6))[0]
+    rim = (mass > 0) & ((rows - 20)**2 + (rows.T - 40)**2 > 25)
+    assert share[(change[0, 0].abs() > .1) & (rows > 36)].max() < .3
+    assert share[mass > 0].min() > .8 and share[rim].min() > .8
+    still = MAPS['unmoved'](film[None, None], Counterpart(film[None, None], delta=torch.zeros_like(change)))
+    assert not still.any()
