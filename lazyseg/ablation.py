@@ -26,7 +26,7 @@ from .film import VIEWS
 from .lungs import find_lungs
 from .runs import FIRST_FILMS, films_version
 from .thresholding import score_films, threshold_from_labels
-from .training import METHODS, PROFILES, GeneratorScorer, fit_method, method
+from .training import METHODS, PROFILES, GeneratorScorer, choices_of, fit_method, method, same_method
 
 # %% ../nbs/03a_ablation.ipynb #46af16d9
 STILL = dict(head='mask', map='difference') # nothing is moved: `lazyseg` as it was when most of these runs were made
@@ -117,13 +117,14 @@ def try_variant(films, # `Films` with splits train and valid
                 seed:int=0, # seed of every draw
                 every:int=4, # epochs between two looks at the validation films
                 epochs:int=0, # passes over the larger domain; 0: the profile's
-               ) -> tuple[dict, dict]: # settings, diary, result, costs, seconds; arrays of four example films
+               ) -> tuple[dict, dict]: # settings, choices, diary, result, costs, seconds; arrays of four example films
     "Train one variant and measure it on validation films."
     question, row, changes = VARIANTS[one_of('variant', variant, VARIANTS)]
     diary = Diary(films.split('valid'), every)
     scorer = fit_method(films, row, profile, seed, epochs, cbs=[diary], **changes)
     found = dict(settings=dict(variant=variant, question=question, method=row, changes=changes, profile=profile, seed=seed,
                                epochs=len(scorer.learn.costs.epochs)),
+                choices=choices_of(row, profile, **changes),
                 result=watch_validation(scorer, films.split('valid')), diary=diary.entries, costs=scorer.learn.costs.epochs,
                 seconds=round(scorer.trained_seconds, 1))
     return found, examples(scorer, films.split('valid'))
@@ -191,7 +192,7 @@ def ablate(diseases=('pneumonia',), # of the phantom
         for seed in seeds:
             for variant in variants:
                 folder = run_folder(disease, variant, seed, epochs, out)
-                if _holds(folder/'metrics.json', disease): continue
+                if _holds(folder/'metrics.json', disease, variant, profile): continue
                 folder.mkdir(parents=True, exist_ok=True)
                 run_notebook(find_notebook('ablate.ipynb'), folder/'ablate.ipynb', progress=False,
                              parameters=dict(disease=disease, variant=variant, seed=seed, profile=profile, epochs=epochs, out=out))
@@ -201,8 +202,10 @@ def ablate(diseases=('pneumonia',), # of the phantom
     runs.to_csv(project_root()/out/'table.csv', index=False, float_format='%.4f')
     return runs
 
-def _holds(file, disease): # is there a run, of films as the phantom draws them now?
-    return file.is_file() and (FIRST_FILMS | json.loads(file.read_text())['settings']).items() >= films_version(disease).items()
+def _holds(file, disease, variant, profile): # is there a run of this variant as it is, on films as the phantom draws them now?
+    if not file.is_file(): return False
+    kept, (_, row, changes) = json.loads(file.read_text()), VARIANTS[variant]
+    return (FIRST_FILMS | kept['settings']).items() >= films_version(disease).items() and same_method(kept, row, profile, **changes)
 
 # %% ../nbs/03a_ablation.ipynb #0b8eb828
 PANELS = {'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC',

@@ -468,16 +468,18 @@ def count_passes(size:dict, # a row of `PROFILES`
 # %% ../nbs/03_training.ipynb #30c401c0
 def choices_of(name:str, # a method or a baseline
                profile:str, # a row of `PROFILES`
+               **changes, # fields of `Method`
               ) -> dict: # every field of `Method`; nothing for a baseline
     "What a run of the method is made with."
-    return asdict(method(name, **PROFILES[profile]['changes'])) if name in METHODS else {}
+    return asdict(method(name, **{**PROFILES[profile]['changes'], **changes})) if name in METHODS else {}
 
 def same_method(kept:dict, # what is in the metrics.json of a run
                 name:str, # a method or a baseline
                 profile:str, # a row of `PROFILES`
+                **changes, # fields of `Method`
                ) -> bool:
     "Whether the method still is what it was for a kept run. One that does not say is believed."
-    now = choices_of(name, profile)
+    now = choices_of(name, profile, **changes)
     return asdict(Method()) | kept.get('choices', now) == asdict(Method()) | now
 
 # %% ../nbs/03_training.ipynb #e5cd21f8
