@@ -586,13 +586,14 @@ def write_phantom(disease='pneumonia', # pneumonia, edema, emphysema or hernia
                   seed=0, # seed of every draw
                   quiet=False, # show no bar
                  ) -> dict: # {films, out, table, credit}
-    "Write `n` healthy and `n` diseased films with truth and lungs, as PNG, and films.csv. Films that are there already are kept."
+    "Write `n` healthy and `n` diseased films with truth and lungs, as PNG, and films.csv. Films that today's phantom left there are kept."
     from PIL import Image
     from lazyseg.core import one_of
-    from lazyseg.phantom import CREDIT, DISEASES, film_table, render
+    from lazyseg.phantom import CREDIT, DISEASES, VERSIONS, film_table, render
     one_of('disease', disease, DISEASES)
     table, out = film_table(disease, n, seed), Path(out)
-    names = {k: [f'{k}/{disease}-{size}-{seed}-{i:05d}.png' for i in range(len(table))] for k in ('films', 'truth', 'lungs')}
+    name = f'{disease}-v{VERSIONS[disease]}-{size}-{seed}' # films that were drawn otherwise have another
+    names = {k: [f'{k}/{name}-{i:05d}.png' for i in range(len(table))] for k in ('films', 'truth', 'lungs')}
     for i in _bar(range(len(table)), 'films', quiet):
         row, files = table.iloc[i], {k: out/v[i] for k, v in names.items()}
         if all(f.is_file() for f in files.values()): continue

@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
 from lazyseg import cli
 from lazyseg.core import LazysegError
+from lazyseg.phantom import VERSIONS
 from lazyseg.thresholding import OperatingPoint
 from lazyseg.training import Method
 from test_segmenter import FILM, lungs_like, model, write_dicom  # noqa: F401  (model is a fixture)
@@ -241,13 +243,19 @@ def test_a_report_names_nobody(named_films, tmp_path):
     assert [n for n in NAMES if n.encode() in written] == [] and (folder / "model/README.md").is_file()
 
 
-def test_evaluate_and_audit_on_files_of_the_phantom(kept, tmp_path, capsys):
+def test_evaluate_and_audit_on_files_of_the_phantom(kept, tmp_path, capsys, monkeypatch):
     assert cli.main(["phantom", "hernia", "-n", "4", "--size", "32", "-o", str(tmp_path / "ph"), "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["films"] == 8 and len(list((tmp_path / "ph/films").iterdir())) == 8
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "ph/films").iterdir()}
     assert cli.main(["phantom", "hernia", "-n", "4", "--size", "32", "-o", str(tmp_path / "ph")]) == 0
     assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "ph/films").iterdir()}
+    monkeypatch.setitem(VERSIONS, "hernia", 99) # drawn otherwise by now: none of these films is taken for a new one
+    assert cli.main(["phantom", "hernia", "-n", "4", "--size", "32", "-o", str(tmp_path / "ph")]) == 0
+    assert len(list((tmp_path / "ph/films").iterdir())) == 16 and pd.read_csv(made["table"]).path.str.contains("hernia-v99-").all()
+    monkeypatch.undo()
+    assert cli.main(["phantom", "hernia", "-n", "4", "--size", "32", "-o", str(tmp_path / "ph")]) == 0
+    assert times.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "ph/films").iterdir()}.items()
     capsys.readouterr()
     source = ["--source", "table", "--data", made["table"], "--disease", "hernia"]
     assert cli.main(["evaluate", str(kept), *source, "--split", "all", "--json", "-o", str(tmp_path / "numbers.json")]) == 0
@@ -255,7 +263,7 @@ def test_evaluate_and_audit_on_files_of_the_phantom(kept, tmp_path, capsys):
     assert found["results"]["empty mask"]["dice"]["value"] == 0 and found["results"]["lazyseg"]["about"]["films"] == 8
     assert json.loads((tmp_path / "numbers.json").read_text()) == found
     assert cli.main(["evaluate", str(kept), *source, "--split", "valid"]) == 1
-    (tmp_path / "ph/films/hernia-32-0-00003.png").write_bytes(b"no picture")
+    next((tmp_path / "ph/films").glob(f"hernia-v{VERSIONS['hernia']}-*-00003.png")).write_bytes(b"no picture")
     capsys.readouterr()
     assert cli.main(["audit", *source, "-o", str(tmp_path / "audit"), "--json"]) == 0
     page = json.loads(capsys.readouterr().out)
