@@ -98,6 +98,7 @@ FAULTS = [
     ('a sign cannot be switched off', 'phantom', "(1 - .8*self.signs['bronchograms']*c.airway)", "(1 - .8*c.airway)", P + 'test_every_sign_is_switched_and_graded_and_leaves_the_twin_alone[pneumonia]'),
     ('labels of test films are wrong too', 'phantom', "wrong = (part == 'train') & ([chance('label', r)", "wrong = (part != '') & ([chance('label', r)", P + 'test_label_noise_is_in_training_alone_and_as_rare_as_asked'),
     ('movement explains nothing', 'models', "(np.minimum(left, np.abs(film - counterpart)), np.abs(film - counterpart))", "(np.abs(film - counterpart),)*2", X + 'test_what_only_moved_hardly_counts_and_a_mass_keeps_its_rim'),
+    ('movement is asked pixel by pixel', 'models', "near = [gaussian_filter(a, shape[0]/12) + 1e-4", "near = [a + 1e-4", X + 'test_movement_is_asked_near_by_and_not_pixel_by_pixel'),
     ('a wide film shows more of the patient', 'phantom', "numbers['fov'] /= math.sqrt(aspect)", "pass", P + 'test_films_of_all_shapes_show_as_much_of_the_patient'),
     ('the shifted set is the usual one', 'phantom', "float(rng.uniform(*r[int(shifted and rng.random() < OUTSIDE)]))", "float(rng.uniform(*r[0]))", P + 'test_shifted_films_come_from_other_ranges'),
     ('nobody is hardly ill', 'phantom', "if rng.random() < .06 else", "if rng.random() < 0 else", P + 'test_severity_has_a_tail_that_nobody_sees'),

@@ -69,3 +69,16 @@ def test_what_only_moved_hardly_counts_and_a_mass_keeps_its_rim(height):
     assert share[mass > 0].min() > .8 and share[rim].min() > .8
     still = MAPS['unmoved'](film[None, None], Counterpart(film[None, None], delta=torch.zeros_like(change)))
     assert not still.any()
+
+
+def test_movement_is_asked_near_by_and_not_pixel_by_pixel():
+    rows = (torch.arange(64) + .5)[:, None].expand(64, 64)
+    lump = .3*torch.sigmoid((9 - ((rows - 36)**2 + (rows.T - 30)**2).sqrt())/1.5) # it sits on the diaphragm, and flow can stretch its rim
+    film, healthy = .2 + .5*torch.sigmoid(rows - 44) + lump, .2 + .5*torch.sigmoid(rows - 42)
+    change = (healthy - film)[None, None]
+    share = (MAPS['unmoved'](film[None, None], Counterpart(healthy[None, None], delta=change))/change.abs()[:, 0].clamp(min=1e-6))[0]
+    seen = change[0, 0].abs() > .02
+    for axis in (0, 1): # next to each other, pixels have nearly the same share
+        first, second = (slice(None), )*axis + (slice(1, None),), (slice(None), )*axis + (slice(None, -1),)
+        assert (share.diff(dim=axis).abs()*(seen[first] & seen[second])).max() < .1
+    assert share[seen & (lump > .2)].min() > .4 > .2 > share[seen & ((rows.T < 10) | (rows.T > 52))].max()
