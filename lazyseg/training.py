@@ -477,7 +477,7 @@ def same_method(kept:dict, # what is in the metrics.json of a run
                 name:str, # a method or a baseline
                 profile:str, # a row of `PROFILES`
                 **changes, # fields of `Method`
-               ) -> bool:
+               ) -> bool: # true where no field of `Method` differs
     "Whether the method still is what it was for a kept run. One that does not say is believed."
     now = choices_of(name, profile, **changes)
     return asdict(Method()) | kept.get('choices', now) == asdict(Method()) | now
