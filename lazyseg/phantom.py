@@ -398,7 +398,7 @@ class Hernia(Disease):
                  signs, # name: strength, 0 is off; every sign of the disease: see `SIGNS`
                 ):
         super().__init__(rng, severity, signs)
-        self.mm = (15 + 23*severity*rng.uniform(.8, 1.1))*signs['size']
+        self.mm = (10 + 28*severity*rng.uniform(.8, 1.1))*signs['size']
         self.small = self.mm*(1 - .45*signs['push']) # painted small, then blown up by `move`
         self.centre = torch.tensor([HIATUS[0] + rng.normal(0, 9), HIATUS[1] + rng.normal(0, 5), HIATUS[2] + .9*self.mm]).float()
         self.long = torch.tensor([rng.uniform(.9, 1.3), 1., rng.uniform(.85, 1.1)]).float()
@@ -803,7 +803,7 @@ def render(disease:str=None, # the disease looked for: its truth, and the twin i
 
 # %% ../nbs/00_phantom.ipynb #3a36e2bb
 # Raise one when the same seed no longer gives the same film: old caches are then left alone, and kept runs are made anew.
-VERSIONS = dict(pneumonia=4, edema=5, emphysema=5, hernia=4)
+VERSIONS = dict(pneumonia=4, edema=5, emphysema=5, hernia=5)
 ALL_VERSIONS = '.'.join(map(str, VERSIONS.values())) # of what shows several diseases: stale once one of them is drawn anew
 _CHUNK = 64       # films rendered between two marks of progress
 SHARES = dict(train=.6, valid=.15, test=.25)
