@@ -36,6 +36,10 @@ TRUSTING = FIRST | dict(haze=0., faint=0., rise=1.) # nothing stands against foo
 # %% ../nbs/03a_ablation.ipynb #374a8099
 VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'moved back':           ('the method as it is', 'lazyseg', {}),
+    'longer':               ('what if it goes over its films twice as often?', 'lazyseg', dict(longer=2., exercises=.25)),
+    'tighter outlines':     ('what if a lesion of the exercise book ends nearer to its peak?', 'lazyseg', dict(share=.6)),
+    'pasted alone':         ('and what is far from its outline is not pasted?', 'lazyseg', dict(share=.6, near=1/32)),
+    'all of these':         ('and all of this together?', 'lazyseg', dict(share=.6, near=1/32, longer=2., exercises=.25)),
     'both stages':          ('what if change counts as well where movement explains it?', 'lazyseg', dict(map='intensity')),
     'both stages, still':   ('what if tissue may not move?', 'lazyseg', STILL),
     'still, moved back':    ('and if the generator may not move tissue?', 'lazyseg', STILL | dict(map='unmoved')),

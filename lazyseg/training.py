@@ -69,6 +69,9 @@ class Method:
     augment: str = 'rotate'  # see `unpaired_loaders`
     map: str = 'difference'  # how a map is made, see `MAPS` in the chapter on models
     exercises: float = .5  # steps of the second stage, as a share of the first's; 0: no second stage
+    share: float = .4  # a lesion of the exercise book ends at this share of its film's peak
+    near: float = 0.  # above 0, nothing is pasted farther than this from a lesion's outline, as a share of the film's height
+    longer: float = 1.  # times as many steps as the profile has
 
 # %% ../nbs/03_training.ipynb #9184793c
 METHODS = {
@@ -423,7 +426,7 @@ class Checkpoint(Callback):
     def before_fit(self): self.started = time.perf_counter()
 
     def choices(self) -> str: # what shapes the weights; how a map is made of them later does not
-        return json.dumps({k: v for k, v in asdict(get_model(self.learn.model).m).items() if k not in ('map', 'exercises')} | self.about)
+        return json.dumps({k: v for k, v in asdict(get_model(self.learn.model).m).items() if k not in ('map', 'exercises', 'share', 'near')} | self.about)
 
     def after_epoch(self):
         if not rank_distrib(): save_state(self.path, self.state()) # of several processes the first one writes
@@ -463,7 +466,7 @@ def count_passes(size:dict, # a row of `PROFILES`
     "How often a training goes over its films: the profile's length, shorter where networks look at films taller than the profile's."
     if 'epochs' in size: return size['epochs']
     seen = min(m.height or height, height)
-    return max(1, round(size['steps'] * min(1, size['size'] / seen) / batches))
+    return max(1, round(size['steps'] * m.longer * min(1, size['size'] / seen) / batches))
 
 # %% ../nbs/03_training.ipynb #30c401c0
 def choices_of(name:str, # a method or a baseline
@@ -541,7 +544,7 @@ def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, 
             scorer.earlier = state.get('seconds', 0.)
             return scorer
     started = time.perf_counter()
-    scorer = teach(scorer, films, steps, m.width, seed=seed, device=device)
+    scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, share=m.share, near=m.near)
     if kept:
         save_state(kept, dict(choices=choices, pupil=scorer.pupil.state_dict(), seconds=time.perf_counter() - started))
     return scorer
