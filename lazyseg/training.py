@@ -79,7 +79,7 @@ METHODS = {
                     critic_lr=2e-4, decay=0., average=0., augment='paper', map='paper', height=0, exercises=0.),
     'cyclegan': Method(head='plain', cycle='full', width=32, norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
                        lr=2e-4, critic_lr=2e-4, average=0., height=0, exercises=0.),
-    'lazyseg': Method(head='warp', map='unmoved', haze=.02, faint=.015, rise=5.),
+    'lazyseg': Method(head='warp', map='unmoved', haze=.02, faint=.015, rise=5., exercises=.25, share=.6, near=1/32, longer=2.),
 }
 
 # %% ../nbs/03_training.ipynb #bfd32a89
