@@ -55,7 +55,7 @@ def smooth(maps:np.ndarray, # (N,H,W)
 def outlines(scores:np.ndarray, # (N,H,W) smooth scores of diseased films
              healthy:np.ndarray, # (M,H,W) smooth scores of healthy films
              rare:float=.01, # share of the pixels of healthy films that may score as high, 0..1
-             share:float=.4, # of a film's own peak
+             share:float=.6, # of a film's own peak
             ) -> np.ndarray: # (N,H,W) bool
     "Each lesion drawn at a share of its film's peak, which is the score that one pixel in a hundred exceeds."
     floor = max(np.quantile(healthy, 1 - rare), threshold_otsu(scores)/4 if np.ptp(scores) else 0.)
@@ -75,8 +75,8 @@ def close_to(where:np.ndarray, # (N,H,W) bool: outlines
 def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier lesson
                films:Films, # diseased films, and healthy ones to calibrate on
                rare:float=.01, # share of the pixels of healthy films that may score as high, 0..1
-               share:float=.4, # where a lesion is outlined, as a share of its film's own peak, 0..1
-               near:float=0., # above 0, a difference farther than this from the outline is left out, as a share of the film's height
+               share:float=.6, # where a lesion is outlined, as a share of its film's own peak, 0..1
+               near:float=1/32, # above 0, a difference farther than this from the outline is left out, as a share of the film's height
               ) -> tuple[np.ndarray, np.ndarray]: # (N,H,W) float16 grey values that disease added, -1..1; (N,H,W) bool where
     "Difference and outline of the disease in each diseased film of `films`."
     changes, scores = look_at(scorer, films.diseased)
@@ -205,8 +205,8 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
           rare:float=.01, # see `lesions_of`
           seed:int=0, # seed of every draw
           device:str='auto', # how a step is computed, see `device_profile`
-          share:float=.4, # see `lesions_of`
-          near:float=0., # see `lesions_of`
+          share:float=.6, # see `lesions_of`
+          near:float=1/32, # see `lesions_of`
          ) -> PupilScorer:
     "Train a pupil on what the teacher's generator found; image-level labels only."
     part = taught_films(films)

@@ -45,7 +45,7 @@ from .runs import outline
 from .segmenter import (BIGGEST_FILE, KNOWN, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, check_fields,
                                fill_network, list_films, odd_about, read_json, read_numbers, sha256, take_numbers, warn_on)
 from .thresholding import dice_from_areas, score_films, threshold_from_labels
-from .training import PROFILES, fit_method, read_state
+from .training import PROFILES, fit_method, method, read_state
 
 # %% ../nbs/08_several_diseases.ipynb #8849c7bc
 @dataclass
@@ -626,7 +626,7 @@ def fit_one(films:Several, # all films
     size = PANELS[one_of('profile', profile, PANELS)]
     part = one_disease(films, disease, way, seed)
     batches = max(part.split('train').table.diseased.value_counts())//8
-    scorer = fit_method(part, 'lazyseg', profile, seed, epochs=max(1, round(size['steps']/batches)),
+    scorer = fit_method(part, 'lazyseg', profile, seed, epochs=max(1, round(size['steps']*method('lazyseg').longer/batches)),
                         folder=folder and Path(folder)/f'{disease}-{way}',
                         width=size['width'], critic_width=size['critic_width'], batch_size=8)
     points = {}
