@@ -521,7 +521,7 @@ def fit_method(films, # `Films` with splits train and valid
     learn = get_learner(dls, m, seed=seed, cbs=[*cbs, *filter(None, [kept])], device=device)
     learn.create_opt()
     done = kept._restore(epochs) if kept else 0
-    steps = round(m.exercises * epochs * len(dls.train))
+    steps = math.ceil(m.exercises * epochs * len(dls.train))
     with films.set_aside() as lean, learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
         learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
         scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
