@@ -85,6 +85,9 @@ FAULTS = [
      'tests/test_runs.py::test_a_kept_run_on_films_that_the_phantom_draws_otherwise_by_now_is_made_anew'),
     ('a kept row of films drawn otherwise is taken', 'baselines', "if FIRST_FILMS | kept.get('settings', {}) == asked", "if kept.get('settings', {}) | films_version(disease) == asked",
      'tests/test_baselines.py::test_a_benchmark_resumes_and_mends_what_is_broken'),
+    ('what is far from a lesion is pasted', 'exercises', "(changes*close_to(where, near) if near else changes)", "changes", X + 'test_a_lesion_ends_at_a_share_of_its_peak_and_brings_nothing_from_far'),
+    ('lesions end anywhere', 'exercises', "scores > np.maximum(share*peak, floor)[:, None, None]", "scores > np.maximum(.5*peak, floor)[:, None, None]", X + 'test_a_lesion_ends_at_a_share_of_its_peak_and_brings_nothing_from_far'),
+    ("a method's book is the usual one", 'training', ", share=m.share, near=m.near)", ")", N + 'test_the_row_of_a_method_says_what_its_book_is_like'),
     ('a pupil of another exercise book is taken', 'training', "asdict(m) | run | dict(book=BOOK_VERSION)", "asdict(m) | run", N + 'test_a_pupil_is_taught_anew_when_the_exercise_book_is_another'),
     ('domains change places in training', 'training', "counterpart, same = self._translate(self.there.generator, sick, healthy)", "counterpart, same = self._translate(self.there.generator, healthy, sick)", F + 'test_training_turns_the_diseased_films'),
     # the phantom

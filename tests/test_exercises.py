@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lazyseg.data import Films
-from lazyseg.exercises import BOOK_VERSION, Exercises, teach
+from lazyseg.exercises import BOOK_VERSION, Exercises, lesions_of, teach
 from lazyseg.models import MAPS, Counterpart
 
 
@@ -54,6 +54,17 @@ def test_another_way_to_teach_has_another_version():
     pupil = teach(Knows(), Films(film=film, table=table), steps=5, width=8, seed=1)
     found = float(pupil(torch.from_numpy(film)[:, None].float() / 255).mean())
     assert abs(found - LEARNED[BOOK_VERSION]) < .0005, found
+
+
+def test_a_lesion_ends_at_a_share_of_its_peak_and_brings_nothing_from_far():
+    film = np.full((8, 64, 64), 80, np.uint8)
+    film[4:, 20:40, 20:40] = 120 + np.minimum(np.arange(20), np.arange(20)[::-1])[:, None]*10 # brightest along its middle
+    film[4:, 58] = 140 # far below, faint
+    films = Films(film=film, table=pd.DataFrame(dict(path=[str(i) for i in range(8)], patient=[str(i) for i in range(8)], diseased=np.arange(8) >= 4, split="train")))
+    added, wide = lesions_of(Knows(), films, share=.3, near=1/32)
+    everything, narrow = lesions_of(Knows(), films, share=.8, near=0.)
+    assert (wide | ~narrow).all() and narrow.sum() < .6*wide.sum()
+    assert np.allclose(added[wide], everything[wide]) and (everything[:, 58] > .07).all() and not added[:, 58].any()
 
 
 @pytest.mark.parametrize('height', [64, 128])

@@ -84,6 +84,13 @@ def test_a_pupil_is_taught_anew_when_the_exercise_book_is_another(films, tmp_pat
     assert len(lessons) == 2 and all(torch.equal(weights(o.teacher), weights(learned[0].teacher)) for o in learned)
 
 
+def test_the_row_of_a_method_says_what_its_book_is_like(films, monkeypatch):
+    asked = []
+    monkeypatch.setattr(training, "teach", lambda *a, **k: asked.append(k) or teach(*a, **k))
+    fit_method(films, "lazyseg", "smoke", epochs=1, share=.3, near=1/8, **TINY)
+    assert (asked[0]["share"], asked[0]["near"]) == (.3, 1/8)
+
+
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4 cut off", b"\x80\x04cposix\nsystem\n(S'touch up'\ntR."])
 def test_a_damaged_checkpoint_is_named(films, tmp_path, damage):
     (tmp_path / "checkpoint.pt").write_bytes(damage)
