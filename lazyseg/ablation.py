@@ -46,6 +46,10 @@ VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'both stages, still':   ('what if tissue may not move?', 'lazyseg', STILL),
     'still, moved back':    ('and if the generator may not move tissue?', 'lazyseg', STILL | dict(map='unmoved')),
     'both stages, guided':  ('what does a second stage make of a cycle that is told where?', 'lazyseg', STILL | dict(cycle='guided')),
+}
+
+# %% ../nbs/03a_ablation.ipynb #7b1c0003
+VARIANTS |= { # the first stage alone
     'first stage':          ('what does the second stage add?', 'lazyseg', FIRST),
     'no sick negatives':    ('what if the discriminator never sees a real diseased film?', 'lazyseg', FIRST | dict(sick=0.)),
     'additive head':        ('is a mask needed, or only a difference?', 'lazyseg', FIRST | dict(head='additive')),
