@@ -22,6 +22,44 @@ def test_a_notebook_names_no_place_and_shows_no_fault(book):
             assert place not in json.dumps(part), f"{book.name} names {place!r} in {json.dumps(part)[:300]}"
 
 
+CHAPTERS = [b for b in BOOKS if b.parent.name in ("nbs", "solutions") and b.name[:2].isdigit() or b.name == "index.ipynb"]
+
+
+def is_to_be_seen(expr):
+    "Is an expression there to be looked at: a name, a table, a figure, a sentence?"
+    if isinstance(expr, (ast.Name, ast.Attribute, ast.Subscript)): return True
+    if not isinstance(expr, ast.Call): return False
+    made = ast.unparse(expr.func)
+    return made.startswith(("pd.", "figure_", "Markdown", "Image(", "HTML")) or made.endswith(
+        ("_table", ".round", ".unstack", ".rename", ".rename_axis", ".to_frame", ".head", ".hide", ".format"))
+
+
+def lost(cell):
+    "What a cell makes to be seen and does not show."
+    source = "".join(cell["source"])
+    *before, last = ast.parse("\n".join("" if line.startswith(("%", "!")) else line for line in source.splitlines())).body or [None]
+    for s in before: # Jupyter shows the last expression alone
+        if isinstance(s, ast.Expr) and is_to_be_seen(s.value): yield ast.unparse(s)
+    shown = any(o["output_type"] in ("execute_result", "display_data") for o in cell["outputs"])
+    if isinstance(last, ast.Expr) and is_to_be_seen(last.value) and not shown and not source.rstrip().endswith(";"): yield ast.unparse(last)
+
+
+@pytest.mark.parametrize("book", CHAPTERS, ids=lambda b: b.stem)
+def test_a_chapter_shows_its_tables_and_figures(book):
+    for cell in json.loads(book.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code" or "#| export" in "".join(cell["source"]): continue
+        assert not (gone := list(lost(cell))), f"{book.name}, cell {cell['id']}: not shown: {gone}. Make it the last expression and run the chapter."
+
+
+def test_a_table_before_a_test_and_a_table_without_its_output_are_noticed():
+    def cell(source, *kinds): return dict(source=source, outputs=[dict(output_type=k) for k in kinds])
+    assert list(lost(cell("table = pd.DataFrame([1])\ntable.T.round(2)\ntest_eq(1, 1)")))
+    assert list(lost(cell("table")))
+    assert list(lost(cell("figure_dice(found)", "stream")))
+    assert not list(lost(cell("test_eq(1, 1)\ntable", "execute_result")))
+    assert not list(lost(cell("fig, ax = plt.subplots()\nax.plot([1])\nprint(table)", "stream")))
+
+
 def fresh(book):
     "What the cells of a notebook whose code is not shown give when they are run now: (cell, its last expression)."
     names = {}
