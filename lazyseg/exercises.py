@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOOK_VERSION', 'look_at', 'smooth', 'outlines', 'close_to', 'lesions_of', 'scatter', 'elsewhere', 'developed',
-           'Exercises', 'outline_cost', 'NoValidation', 'taught_films', 'teach']
+           'Exercises', 'outline_cost', 'NoValidation', 'taught_films', 'only_found', 'teach']
 
 # %% ../nbs/03b_exercises.ipynb #dab31504
 import math
@@ -36,19 +36,21 @@ from .scale import device_profile
 @torch.no_grad()
 def look_at(scorer, # a `GeneratorScorer`, or a `PupilScorer`
             films:Films, # N films
+            blur:float=1/32, # see `smooth`
            ) -> tuple[Tensor, np.ndarray]: # (N,H,W) film minus counterpart, -1..1; (N,H,W) smooth scores
     "What a scorer makes of many films, a batch at a time."
     changes, scores = [], []
     for i in range(0, len(films), 64):
         x = torch.from_numpy(np.ascontiguousarray(films.film[i:i + 64]))[:, None].float() / 255
-        scores.append(smooth(scorer(x).cpu().numpy())), changes.append((x - scorer.counterpart(x).film.cpu())[:, 0])
+        scores.append(smooth(scorer(x).cpu().numpy(), blur)), changes.append((x - scorer.counterpart(x).film.cpu())[:, 0])
     return torch.cat(changes), np.concatenate(scores)
 
 # %% ../nbs/03b_exercises.ipynb #c9e22ccf
 def smooth(maps:np.ndarray, # (N,H,W)
+           blur:float=1/32, # standard deviation of the Gaussian, as a share of the film's height
           ) -> np.ndarray: # (N,H,W)
-    "Each map after a Gaussian whose standard deviation is a 32nd of the film's height: a lesion has one border, not many specks."
-    sigma = maps.shape[1]/32
+    "Each map after a Gaussian: a lesion has one border, not many specks."
+    sigma = blur*maps.shape[1]
     return gaussian_filter(np.asarray(maps, np.float32), (0, sigma, sigma), mode='nearest')
 
 # %% ../nbs/03b_exercises.ipynb #5e61d4df
@@ -77,10 +79,11 @@ def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier l
                rare:float=.01, # share of the pixels of healthy films that may score as high, 0..1
                share:float=.6, # where a lesion is outlined, as a share of its film's own peak, 0..1
                near:float=1/32, # above 0, a difference farther than this from the outline is left out, as a share of the film's height
+               blur:float=3/64, # how blurred a map is outlined, see `smooth`
               ) -> tuple[np.ndarray, np.ndarray]: # (N,H,W) float16 grey values that disease added, -1..1; (N,H,W) bool where
     "Difference and outline of the disease in each diseased film of `films`."
-    changes, scores = look_at(scorer, films.diseased)
-    where = outlines(scores, look_at(scorer, films.healthy)[1], rare, share)
+    changes, scores = look_at(scorer, films.diseased, blur)
+    where = outlines(scores, look_at(scorer, films.healthy, blur)[1], rare, share)
     if not where.any():
         raise LazysegError("The generator marks no more on diseased films than on healthy ones, so there is nothing to paste. "
                            "Train it longer, or on more films.")
@@ -195,6 +198,16 @@ def taught_films(films:Films, # with the split train
     spread = [r if len(r) <= most else r[np.linspace(0, len(r) - 1, most).astype(int)] for r in rows]
     return replace(films, truth=None, lungs=None, twin=None)[np.sort(np.concatenate(spread))]
 
+# %% ../nbs/03b_exercises.ipynb #5d784ee7
+def only_found(films:Films, # the training part, N diseased films among them
+               changes:np.ndarray, # (N,H,W) from `lesions_of`
+               where:np.ndarray, # (N,H,W) bool, from the same
+              ) -> tuple[Films, np.ndarray, np.ndarray]: # films, and of their diseased ones the same two
+    "Without the diseased films in which nothing was outlined."
+    keep, found = ~films.table.diseased.to_numpy(bool), where.any((1, 2))
+    keep[~keep] = found
+    return films[np.flatnonzero(keep)], changes[found], where[found]
+
 # %% ../nbs/03b_exercises.ipynb #3ce78564
 BOOK_VERSION = 1 # raise it when the same teacher, films and seed would no longer make the same pupil: a kept one is then taught anew
 
@@ -207,10 +220,13 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
           device:str='auto', # how a step is computed, see `device_profile`
           share:float=.6, # see `lesions_of`
           near:float=1/32, # see `lesions_of`
+          blur:float=3/64, # see `lesions_of`
+          blank:bool=False, # diseased films in which nothing was found are pages too, without an outline
          ) -> PupilScorer:
     "Train a pupil on what the teacher's generator found; image-level labels only."
     part = taught_films(films)
-    changes, where = lesions_of(scorer, part, rare, share, near)
+    changes, where = lesions_of(scorer, part, rare, share, near, blur)
+    if not blank: part, changes, where = only_found(part, changes, where)
     hand_back() # what looking at the films took
     book = Exercises(part, changes, where, steps, seed=seed, device=default_device())
     set_seed(seed, reproducible=True)
