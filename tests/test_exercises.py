@@ -5,7 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.ndimage import label
 
+from lazyseg import exercises
 from lazyseg.data import Films
 from lazyseg.exercises import BOOK_VERSION, Exercises, lesions_of, teach
 from lazyseg.models import MAPS, Counterpart
@@ -65,6 +67,34 @@ def test_a_lesion_ends_at_a_share_of_its_peak_and_brings_nothing_from_far():
     everything, narrow = lesions_of(Knows(), films, share=.8, near=0.)
     assert (wide | ~narrow).all() and narrow.sum() < .6*wide.sum()
     assert np.allclose(added[wide], everything[wide]) and (everything[:, 58] > .07).all() and not added[:, 58].any()
+
+
+def spotted(places):
+    "Four healthy films of 64 pixels and as many diseased ones: bright squares at `places`, none in the last film."
+    film = np.full((8, 64, 64), 80, np.uint8)
+    for top, left in places: film[4:7, top:top + 6, left:left + 6] = 200
+    return Films(film=film, table=pd.DataFrame(dict(path=[str(i) for i in range(8)], patient=[str(i) for i in range(8)], diseased=np.arange(8) >= 4, split="train")))
+
+
+def test_the_more_a_map_is_blurred_the_rounder_is_the_outline():
+    near_by = spotted([(20, 20), (20, 30)]) # four pixels apart
+    pieces = {blur: label(lesions_of(Knows(), near_by, blur=blur)[1][0])[1] for blur in (1/64, 4/64)}
+    assert pieces == {1/64: 2, 4/64: 1}
+
+
+@pytest.mark.parametrize("blank, pages", [(False, 3), (True, 4)])
+def test_a_diseased_film_in_which_nothing_was_found_is_no_page(blank, pages, monkeypatch):
+    seen = []
+    class Book(exercises.Exercises):
+        def __init__(self, films, changes, where, *a, **k):
+            seen.append((films, changes, where))
+            super().__init__(films, changes, where, *a, **k)
+    monkeypatch.setattr(exercises, "Exercises", Book)
+    films = spotted([(20, 20)])
+    teach(Knows(), films, steps=1, width=8, blank=blank)
+    (kept, changes, where), = seen
+    assert len(kept.healthy) == 4 and (kept.diseased.film == films.diseased.film[:pages]).all()
+    assert len(changes) == len(where) == pages and where[:3].any((1, 2)).all()
 
 
 @pytest.mark.parametrize('height', [64, 128])
