@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'STILL', 'FIRST', 'TRUSTING', 'VARIANTS', 'SEES', 'PANELS', 'in_view', 'watch_validation', 'Diary',
-           'try_variant', 'examples', 'ablation_runs', 'ablation_table', 'run_folder', 'ablate', 'figure_diary',
-           'kept_diaries']
+           'first_stage_folder', 'try_variant', 'examples', 'ablation_runs', 'ablation_table', 'run_folder', 'ablate',
+           'figure_diary', 'kept_diaries']
 
 # %% ../nbs/03a_ablation.ipynb #3ad5db04
-import json
+import hashlib, json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,17 +20,17 @@ from fastai.callback.core import Callback
 from matplotlib.ticker import MaxNLocator
 
 from .baselines import example_rows, in_steps
-from .core import LazysegError, forget_place, one_of, project_root
+from .core import LazysegError, cache_dir, forget_place, one_of, project_root, whole_file
 from .data import cut_films
 from .evaluation import best_dice, image_auroc, label_only_criteria, marked_area, pixel_average_precision
 from .film import VIEWS
 from .lungs import find_lungs
 from .runs import FIRST_FILMS, films_version
 from .thresholding import score_films, threshold_from_labels
-from .training import METHODS, PROFILES, GeneratorScorer, choices_of, fit_method, method, same_method
+from .training import METHODS, PROFILES, GeneratorScorer, SecondStage, choices_of, fingerprint, fit_method, method, same_method
 
 # %% ../nbs/03a_ablation.ipynb #46af16d9
-SHORT = dict(longer=1., exercises=.5, share=.4, near=0., blur=1/32, blank=True) # half as many steps, and another exercise book: `lazyseg` as it was before
+SHORT = dict(longer=1., exercises=.5, share=.4, near=0., blur=1/32, blank=True) # half as many steps, and another exercise book, as before
 STILL = SHORT | dict(head='mask', map='difference') # and nothing is moved: as it was when most of these runs were made
 FIRST = STILL | dict(exercises=0.) # and the generator alone
 TRUSTING = FIRST | dict(haze=0., faint=0., rise=1.) # nothing stands against fooling the discriminator
@@ -115,12 +115,32 @@ class Diary(Callback):
     name, run_valid = 'diary', False
     def __init__(self, valid, # `Films` of the validation split
                  every:int=4, # epochs
-                ): self.valid, self.every, self.entries = valid, every, []
+                 file:Path|None=None, # JSON that keeps the entries, for a training that is taken up again
+                ):
+        self.valid, self.every, self.file = valid, every, file
+        self.entries = json.loads(file.read_text()) if file and file.exists() else []
     def after_epoch(self):
-        if (self.epoch + 1) % self.every: return
+        epoch = self.epoch + 1
+        if epoch % self.every or any(e['epoch'] == epoch for e in self.entries): return # fastai also calls this for epochs that it skips
         scorer = GeneratorScorer(self.learn.model.generator, self.learn.model.m.map)
-        self.entries.append(dict(epoch=self.epoch + 1) | watch_validation(scorer, self.valid))
+        self.entries.append(dict(epoch=epoch) | watch_validation(scorer, self.valid))
+        if self.file:
+            with whole_file(self.file) as p: p.write_text(json.dumps(self.entries))
         self.learn.model.train() # the scorer switched the generator to evaluation
+
+# %% ../nbs/03a_ablation.ipynb #c9d133a2
+def first_stage_folder(films, # `Films` with splits train and valid
+                       variant:str, # one of `VARIANTS`
+                       profile:str='cpu', # a row of `PROFILES`
+                       seed:int=0, # seed of every draw
+                       every:int=4, # epochs between two looks at the validation films
+                       epochs:int=0, # passes over the larger domain; 0: the profile's
+                      ) -> Path: # in the cache
+    "Where the first stage of a variant is kept, one folder for all variants that share it."
+    _, row, changes = VARIANTS[one_of('variant', variant, VARIANTS)]
+    game = {k: v for k, v in choices_of(row, profile, **changes).items() if k not in SecondStage.__dataclass_fields__}
+    told = game | dict(profile=profile, seed=seed, every=every, epochs=epochs, films=fingerprint(films))
+    return cache_dir('ablation', hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16])
 
 # %% ../nbs/03a_ablation.ipynb #c9d133ab
 def try_variant(films, # `Films` with splits train and valid
@@ -129,11 +149,12 @@ def try_variant(films, # `Films` with splits train and valid
                 seed:int=0, # seed of every draw
                 every:int=4, # epochs between two looks at the validation films
                 epochs:int=0, # passes over the larger domain; 0: the profile's
+                folder:Path|None=None, # where its first stage is kept, see `first_stage_folder`; None: nowhere
                ) -> tuple[dict, dict]: # settings, choices, diary, result, costs, seconds; arrays of four example films
     "Train one variant and measure it on validation films."
     question, row, changes = VARIANTS[one_of('variant', variant, VARIANTS)]
-    diary = Diary(films.split('valid'), every)
-    scorer = fit_method(films, row, profile, seed, epochs, cbs=[diary], **changes)
+    diary = Diary(films.split('valid'), every, folder and folder/'diary.json')
+    scorer = fit_method(films, row, profile, seed, epochs, folder, cbs=[diary], **changes)
     found = dict(settings=dict(variant=variant, question=question, method=row, changes=changes, profile=profile, seed=seed,
                                epochs=len(scorer.learn.costs.epochs)),
                 choices=choices_of(row, profile, **changes),
