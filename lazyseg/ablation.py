@@ -30,7 +30,7 @@ from .thresholding import score_films, threshold_from_labels
 from .training import METHODS, PROFILES, GeneratorScorer, SecondStage, choices_of, fingerprint, fit_method, method, same_method
 
 # %% ../nbs/03a_ablation.ipynb #46af16d9
-SHORT = dict(longer=1., exercises=.5, share=.4, near=0., blur=1/32, blank=True) # half as many steps, and another exercise book, as before
+SHORT = dict(longer=1., exercises=.5, share=.4, near=0., blur=1/32) # half as many steps, and another exercise book, as before
 STILL = SHORT | dict(head='mask', map='difference') # and nothing is moved: as it was when most of these runs were made
 FIRST = STILL | dict(exercises=0.) # and the generator alone
 TRUSTING = FIRST | dict(haze=0., faint=0., rise=1.) # nothing stands against fooling the discriminator
@@ -42,7 +42,6 @@ VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'all pasted':           ('what if what lies far from an outline is pasted as well?', 'lazyseg', dict(near=0.)),
     'wide outlines':        ('and if lesions of the exercise book end at two fifths of their peak?', 'lazyseg', dict(near=0., share=.4)),
     'less blur':            ('what if maps are blurred less before they are outlined?', 'lazyseg', dict(blur=1/32)),
-    'blank pages':          ('what if diseased films in which nothing was found are shown to the pupil?', 'lazyseg', dict(blank=True)),
     'moved back':           ('and if all of these are as they were before?', 'lazyseg', SHORT),
     'both stages':          ('what if change counts as well where movement explains it?', 'lazyseg', SHORT | dict(map='intensity')),
     'both stages, still':   ('what if tissue may not move?', 'lazyseg', STILL),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BOOK_VERSION', 'look_at', 'smooth', 'outlines', 'close_to', 'lesions_of', 'scatter', 'elsewhere', 'developed',
-           'Exercises', 'outline_cost', 'NoValidation', 'taught_films', 'only_found', 'teach']
+           'Exercises', 'outline_cost', 'NoValidation', 'taught_films', 'teach']
 
 # %% ../nbs/03b_exercises.ipynb #dab31504
 import math
@@ -198,16 +198,6 @@ def taught_films(films:Films, # with the split train
     spread = [r if len(r) <= most else r[np.linspace(0, len(r) - 1, most).astype(int)] for r in rows]
     return replace(films, truth=None, lungs=None, twin=None)[np.sort(np.concatenate(spread))]
 
-# %% ../nbs/03b_exercises.ipynb #5d784ee7
-def only_found(films:Films, # the training part, N diseased films among them
-               changes:np.ndarray, # (N,H,W) from `lesions_of`
-               where:np.ndarray, # (N,H,W) bool, from the same
-              ) -> tuple[Films, np.ndarray, np.ndarray]: # films, and of their diseased ones the same two
-    "Without the diseased films in which nothing was outlined."
-    keep, found = ~films.table.diseased.to_numpy(bool), where.any((1, 2))
-    keep[~keep] = found
-    return films[np.flatnonzero(keep)], changes[found], where[found]
-
 # %% ../nbs/03b_exercises.ipynb #3ce78564
 BOOK_VERSION = 1 # raise it when the same teacher, films and seed would no longer make the same pupil: a kept one is then taught anew
 
@@ -221,12 +211,10 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
           share:float=.6, # see `lesions_of`
           near:float=1/32, # see `lesions_of`
           blur:float=3/64, # see `lesions_of`
-          blank:bool=False, # diseased films in which nothing was found are pages too, without an outline
          ) -> PupilScorer:
     "Train a pupil on what the teacher's generator found; image-level labels only."
     part = taught_films(films)
     changes, where = lesions_of(scorer, part, rare, share, near, blur)
-    if not blank: part, changes, where = only_found(part, changes, where)
     hand_back() # what looking at the films took
     book = Exercises(part, changes, where, steps, seed=seed, device=default_device())
     set_seed(seed, reproducible=True)

@@ -42,7 +42,6 @@ class SecondStage:
     share: float = .4  # a lesion of the exercise book ends at this share of its film's peak
     near: float = 0.  # above 0, nothing is pasted farther than this from a lesion's outline, as a share of the film's height
     blur: float = 1/32  # standard deviation of the Gaussian before a map is outlined, as a share of the film's height
-    blank: bool = True  # diseased films in which nothing was found are pages too, without an outline
 
 # %% ../nbs/03_training.ipynb #946b6600
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ METHODS = {
     'cyclegan': Method(head='plain', cycle='full', width=32, norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
                        lr=2e-4, critic_lr=2e-4, average=0., height=0, exercises=0.),
     'lazyseg': Method(head='warp', map='unmoved', haze=.02, faint=.015, rise=5., longer=2.,
-                      exercises=.25, share=.6, near=1/32, blur=3/64, blank=False),
+                      exercises=.25, share=.6, near=1/32, blur=3/64),
 }
 
 # %% ../nbs/03_training.ipynb #bfd32a89
@@ -553,7 +552,7 @@ def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, 
             scorer.earlier = state.get('seconds', 0.)
             return scorer
     started = time.perf_counter()
-    scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, share=m.share, near=m.near, blur=m.blur, blank=m.blank)
+    scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, share=m.share, near=m.near, blur=m.blur)
     if kept:
         save_state(kept, dict(choices=choices, pupil=scorer.pupil.state_dict(), seconds=time.perf_counter() - started))
     return scorer

@@ -87,8 +87,8 @@ def test_a_pupil_is_taught_anew_when_the_exercise_book_is_another(films, tmp_pat
 def test_the_row_of_a_method_says_what_its_book_is_like(films, monkeypatch):
     asked = []
     monkeypatch.setattr(training, "teach", lambda *a, **k: asked.append(k) or teach(*a, **k))
-    fit_method(films, "lazyseg", "smoke", epochs=1, share=.3, near=1/8, blur=1/16, blank=True, **TINY)
-    assert [asked[0][k] for k in ("share", "near", "blur", "blank")] == [.3, 1/8, 1/16, True]
+    fit_method(films, "lazyseg", "smoke", epochs=1, share=.3, near=1/8, blur=1/16, **TINY)
+    assert [asked[0][k] for k in ("share", "near", "blur")] == [.3, 1/8, 1/16]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4 cut off", b"\x80\x04cposix\nsystem\n(S'touch up'\ntR."])
