@@ -129,16 +129,11 @@ class Diary(Callback):
 
 # %% ../nbs/03a_ablation.ipynb #c9d133a2
 def first_stage_folder(films, # `Films` with splits train and valid
-                       variant:str, # one of `VARIANTS`
-                       profile:str='cpu', # a row of `PROFILES`
-                       seed:int=0, # seed of every draw
-                       every:int=4, # epochs between two looks at the validation films
-                       epochs:int=0, # passes over the larger domain; 0: the profile's
+                       choices:dict, # of a variant, from `choices_of`
+                       **asked, # what else tells one training from another: profile, seed, epochs, how often it is looked at
                       ) -> Path: # in the cache
     "Where the first stage of a variant is kept, one folder for all variants that share it."
-    _, row, changes = VARIANTS[one_of('variant', variant, VARIANTS)]
-    game = {k: v for k, v in choices_of(row, profile, **changes).items() if k not in SecondStage.__dataclass_fields__}
-    told = game | dict(profile=profile, seed=seed, every=every, epochs=epochs, films=fingerprint(films))
+    told = {k: v for k, v in choices.items() if k not in SecondStage.__dataclass_fields__} | asked | dict(films=fingerprint(films))
     return cache_dir('ablation', hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16])
 
 # %% ../nbs/03a_ablation.ipynb #c9d133ab
@@ -148,17 +143,18 @@ def try_variant(films, # `Films` with splits train and valid
                 seed:int=0, # seed of every draw
                 every:int=4, # epochs between two looks at the validation films
                 epochs:int=0, # passes over the larger domain; 0: the profile's
-                folder:Path|None=None, # where its first stage is kept, see `first_stage_folder`; None: nowhere
+                keep:bool=False, # keep the first stage in the cache, and take it from there, see `first_stage_folder`
                ) -> tuple[dict, dict]: # settings, choices, diary, result, costs, seconds; arrays of four example films
     "Train one variant and measure it on validation films."
     question, row, changes = VARIANTS[one_of('variant', variant, VARIANTS)]
+    choices = choices_of(row, profile, **changes)
+    folder = first_stage_folder(films, choices, profile=profile, seed=seed, every=every, epochs=epochs) if keep else None
     diary = Diary(films.split('valid'), every, folder and folder/'diary.json')
     scorer = fit_method(films, row, profile, seed, epochs, folder, cbs=[diary], **changes)
     found = dict(settings=dict(variant=variant, question=question, method=row, changes=changes, profile=profile, seed=seed,
                                epochs=len(scorer.learn.costs.epochs)),
-                choices=choices_of(row, profile, **changes),
-                result=watch_validation(scorer, films.split('valid')), diary=diary.entries, costs=scorer.learn.costs.epochs,
-                seconds=round(scorer.trained_seconds, 1))
+                choices=choices, result=watch_validation(scorer, films.split('valid')),
+                diary=diary.entries, costs=scorer.learn.costs.epochs, seconds=round(scorer.trained_seconds, 1))
     return found, examples(scorer, films.split('valid'))
 
 # %% ../nbs/03a_ablation.ipynb #0de6ad5c

@@ -30,7 +30,7 @@ def is_to_be_seen(expr):
     if isinstance(expr, (ast.Name, ast.Attribute, ast.Subscript)): return True
     if not isinstance(expr, ast.Call): return False
     made = ast.unparse(expr.func)
-    return made.startswith(("pd.", "figure_", "Markdown", "Image(", "HTML")) or made.endswith(
+    return made in ("Markdown", "Image", "HTML") or made.startswith(("pd.", "figure_")) or made.endswith(
         ("_table", ".round", ".unstack", ".rename", ".rename_axis", ".to_frame", ".head", ".hide", ".format"))
 
 
@@ -56,6 +56,7 @@ def test_a_table_before_a_test_and_a_table_without_its_output_are_noticed():
     assert list(lost(cell("table = pd.DataFrame([1])\ntable.T.round(2)\ntest_eq(1, 1)")))
     assert list(lost(cell("table")))
     assert list(lost(cell("figure_dice(found)", "stream")))
+    assert list(lost(cell("Image(file)\nprint(1)", "stream")))
     assert not list(lost(cell("test_eq(1, 1)\ntable", "execute_result")))
     assert not list(lost(cell("fig, ax = plt.subplots()\nax.plot([1])\nprint(table)", "stream")))
 

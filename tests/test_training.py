@@ -133,13 +133,16 @@ def test_one_domain_missing_is_said(films):
         fit_method(Films(film=films.film, table=films.table.assign(diseased=True)), "lazyseg", "smoke", **TINY)
 
 
-def test_variants_of_the_second_stage_share_the_first(tmp_path):
+def test_variants_of_the_second_stage_share_the_first(tmp_path, monkeypatch):
     "The game is played once; what comes out, and the diary on the way, are those of a run that played it alone."
     films = get_films(get_source("phantom", disease="pneumonia", n=60, size=32, severity=.8), 32)
+    monkeypatch.setenv("LAZYSEG_CACHE", str(tmp_path))
     alone, maps = ablation.try_variant(films, "less blur", "smoke", every=1, epochs=2)
-    ablation.try_variant(films, "as it is", "smoke", every=1, epochs=2, folder=tmp_path)
-    begun = (tmp_path / "diary.json").stat().st_mtime_ns
-    shared, same = ablation.try_variant(films, "less blur", "smoke", every=1, epochs=2, folder=tmp_path)
-    assert (tmp_path / "diary.json").stat().st_mtime_ns == begun and [e["epoch"] for e in shared["diary"]] == [1, 2]
+    assert not list(tmp_path.rglob("diary.json"))
+    ablation.try_variant(films, "as it is", "smoke", every=1, epochs=2, keep=True)
+    diary, = tmp_path.rglob("diary.json")
+    begun = diary.stat().st_mtime_ns
+    shared, same = ablation.try_variant(films, "less blur", "smoke", every=1, epochs=2, keep=True)
+    assert diary.stat().st_mtime_ns == begun and [e["epoch"] for e in shared["diary"]] == [1, 2]
     assert all(shared[k] == alone[k] for k in ("result", "diary", "choices"))
     assert all(np.array_equal(maps[k], same[k]) for k in maps)
