@@ -95,7 +95,7 @@ def in_view(films, # `Films`
 def watch_validation(scorer, # a method
                      valid, # `Films` of the validation split, with truth
                     ) -> dict: # numbers that need outlines, and under 'label_only' numbers that do not
-    "What a map is worth on validation films, with and without the help of outlines."
+    "What a map is worth on validation films, with and without the help of outlines; whole films are judged by the map alone."
     scores, sick = score_films(scorer, valid), valid.table.diseased.to_numpy(bool)
     truth = np.asarray(valid.truth) > 0
     shown = sick & truth.any((1, 2)) # a film that is called diseased by mistake has no outline

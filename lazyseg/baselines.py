@@ -6,12 +6,12 @@
 __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 'TABLES', 'Scorer', 'baseline', 'fit_empty',
            'LungMask', 'fit_lungs', 'maps_of', 'part', 'choose', 'pixel_contrast', 'blur', 'by_sign_and_blur',
            'fit_intensity', 'fit_mean_difference', 'as_floats', 'ArrayLoader', 'SkipValidation', 'one_cycle', 'train',
-           'FilmClassifier', 'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'activation_map',
-           'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder',
-           'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice',
-           'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows', 'in_steps', 'measure_method',
-           'run_one', 'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark', 'long_table', 'wide_table',
-           'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
+           'FilmClassifier', 'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'verdict_of',
+           'activation_map', 'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder',
+           'fit_autoencoder', 'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet',
+           'outline_loss', 'PixelDice', 'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows',
+           'in_steps', 'measure_method', 'run_one', 'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark',
+           'long_table', 'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
 
 # %% ../nbs/06_baselines.ipynb #1a427b75
 import json, random, time
@@ -43,7 +43,7 @@ from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
 from .phantom import DISEASES
 from .runs import FIRST_FILMS, MARKED, TRUTH, films_version, outline, provenance, read_metrics, save_figure
 from .runs import whole_number, write_metrics
-from .thresholding import MODES, OperatingPoint, PAPER_BAND, score_films, threshold_for_dice, threshold_from_labels
+from .thresholding import MODES, OperatingPoint, PAPER_BAND, film_scores, score_films, threshold_for_dice, threshold_from_labels
 from .training import METHODS, PROFILES, choices_of, fit_method, same_method
 
 # %% ../nbs/06_baselines.ipynb #a82bfe42
@@ -57,6 +57,7 @@ class Scorer:
     processor_seconds: float = 0. # of all cores together: what it would take on one quiet core
     model: nn.Module = field(default=None, repr=False) # the network, where there is one
     point: OperatingPoint = None # where there is only one sensible place to cut
+    verdict: Callable = None # films and maps to (B,), how diseased each film is as a whole, see `film_scores`; None: as its map says
     device: torch.device = field(default_factory=default_device) # where films go before `maps` gets them
 
     def __call__(self, films:Tensor, # (B,1,H,W) float, 0..1
@@ -311,6 +312,13 @@ def upsample(maps:Tensor, # (B,h,w)
     "A coarse map at the size of its films."
     return F.interpolate(maps[:,None], size=films.shape[-2:], mode='bilinear', align_corners=corners)[:,0]
 
+def verdict_of(model:nn.Module, # a classifier: films to logits (B,)
+              ) -> Callable: # films (B,1,H,W) and their maps to (B,)
+    "The classifier's own word on whole films, as a probability; its maps have no part in it."
+    @torch.no_grad()
+    def verdict(films, maps): return model(films.to(next(model.parameters()).device)).sigmoid()
+    return verdict
+
 def activation_map(model:FilmClassifier, # a trained classifier
                   ) -> Callable: # films to maps
     "The classifier's evidence at the films' size, made positive without ties or ceiling (softplus)."
@@ -325,7 +333,7 @@ def fit_activation(films:Films, # all films; the training films are used
     "The class activation map of a small classifier; `how` goes to `FilmClassifier`."
     learn_on = part(films, 'train')
     model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(FilmClassifier, **how))
-    return Scorer(activation_map(model), model=model)
+    return Scorer(activation_map(model), model=model, verdict=verdict_of(model))
 
 # %% ../nbs/06_baselines.ipynb #6d595366
 def make_resnet(width:float=.5, # times the usual number of features
@@ -362,7 +370,7 @@ def fit_gradcam(films:Films, # all films; the training and the validation films 
     learn_on = part(films, 'train')
     model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(make_resnet, width))
     scorer = choose({f'stage {i}': both_ways(partial(grad_cam, model, model[0][3 + i])) for i in (1, 2, 3)}, films)
-    scorer.model = model
+    scorer.model, scorer.verdict = model, verdict_of(model)
     return scorer
 
 # %% ../nbs/06_baselines.ipynb #abdd6077
@@ -575,8 +583,8 @@ def measure_method(scorer:Callable, # any method
     "Choose thresholds on validation films, measure on test films; `results` is mode -> what `evaluate` gives."
     valid, test = part(films, 'valid'), part(films, 'test')
     points, scores, rows = operating_points(scorer, valid), maps_of(scorer, test), example_rows(test)
-    results = {mode: evaluate(scores, test.truth, test.table.diseased, test.table.patient, point, lungs=test.lungs, seed=seed)
-               for mode, point in points.items()}
+    how = dict(lungs=test.lungs, seed=seed, film_scores=film_scores(scorer, test, scores))
+    results = {mode: evaluate(scores, test.truth, test.table.diseased, test.table.patient, point, **how) for mode, point in points.items()}
     some = test[rows]
     arrays = dict(film=np.asarray(some.film), maps=in_steps(scores[rows]), masks=points[MODES[0]].mask(scores[rows]))
     if some.truth is not None: arrays['truth'] = np.asarray(some.truth)

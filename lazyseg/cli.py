@@ -495,12 +495,14 @@ def evaluate(model, # a model's folder
     if seed is None: seed = about['seed'] + (source == 'phantom')
     found = _films_to_measure(segmenter, source, data, where, disease, split, bad, films, seed)
     sick = found.table.diseased.to_numpy(bool)
-    scores = np.concatenate([segmenter.score(found.film[i:i + 32])[0] for i in _bar(range(0, len(found), 32), 'scoring')])
-    measured = lambda s, point: measure_all(s, found.truth, sick, found.table.patient, point, lungs=found.lungs, seed=seed)
+    parts = [segmenter.score(found.film[i:i + 32]) for i in _bar(range(0, len(found), 32), 'scoring')]
+    scores, _, whole = (np.concatenate(p) for p in zip(*parts))
+    measured = lambda s, point, said=None: measure_all(s, found.truth, sick, found.table.patient, point, lungs=found.lungs, seed=seed,
+                                                       film_scores=said)
     far = segmenter.known.distance(found.film[:]) if segmenter.known else np.full(len(found), np.nan)
     return dict(model=str(model), source=source, split=split, credit=found.credit,
                 distance=dict(median=round(float(np.median(far)), 3), beyond=round(float((far > FAR).mean()), 3)),
-                results={'empty mask': measured(0*scores, OperatingPoint(.5)), about['name']: measured(scores, segmenter.point)})
+                results={'empty mask': measured(0*scores, OperatingPoint(.5)), about['name']: measured(scores, segmenter.point, whole)})
 
 # %% ../nbs/cli.ipynb #1efe723c
 def _options_evaluate(p):

@@ -76,11 +76,11 @@ def pixel_auroc(scores, # (...,H,W) scores, larger is more diseased
     return _ranking(roc_auc_score, scores, truth)
 
 # %% ../nbs/05_evaluation.ipynb #ee884375
-def image_auroc(maps, # (N,H,W) scores
+def image_auroc(maps, # (N,H,W) scores, or (N,) of whole films
                 diseased, # (N,) bool, the image label
                ): # 0..1
     "Area under the ROC curve of the films' `image_score`. High values say nothing about where the map points."
-    return _ranking(roc_auc_score, image_score(maps), diseased)
+    return _ranking(roc_auc_score, maps if np.ndim(maps) == 1 else image_score(maps), diseased)
 
 # %% ../nbs/05_evaluation.ipynb #5fb77115
 def pointing_game(maps, # (N,H,W) scores
@@ -166,7 +166,7 @@ def check_input(scores, # (N,H,W) score maps of test films
                 diseased, # (N,) bool, the image label
                 patients, # (N,) the patient of each film
                 operating_point, # that will be tested on these patients
-                **regions, # further (N,H,W) bool arrays, or None
+                **regions, # further arrays (N,...), or None
                ):
     "Stop with a `LazysegError` where arrays do not fit, or where a mistake is certain enough to be one."
     for name, array in dict(scores=scores, truth=truth, diseased=diseased, patients=patients, **regions).items():
@@ -175,7 +175,8 @@ def check_input(scores, # (N,H,W) score maps of test films
             raise LazysegError(f"{name} has shape {array.shape}, the scores {scores.shape}.")
     if scores.ndim != 3 or not len(scores):
         raise LazysegError(f"scores have shape {scores.shape}; (films, height, width) is needed, and one film at least.")
-    if not np.isfinite(scores).all(): raise LazysegError("Some scores are not finite.")
+    for name, array in dict(scores=scores, film_scores=regions.get('film_scores')).items():
+        if array is not None and not np.isfinite(array).all(): raise LazysegError(f"Some {name} are not finite.")
     if truth is not None:
         area = truth.mean((1,2))
         if len(area[diseased]) and np.median(area[diseased]) > .6: 
@@ -194,9 +195,10 @@ def _steps(scores, truth, n): # thresholds for the histogram: quantiles of the t
     steps = [np.quantile(p, q) for p in parts for q in (np.linspace(0, 1, n//4), share)]
     return np.unique(np.concatenate([[-np.inf], *steps]).astype(np.float32)) # below the first step lies nothing
 
-def _film_table(scores, truth, diseased, patients, point, boxes, lungs): # a row a film
+def _film_table(scores, truth, diseased, patients, point, boxes, lungs, film_scores): # a row a film
     mask = point.mask(scores)
-    table = dict(patient=patients, diseased=diseased, image_score=image_score(scores), marked_area=marked_area(mask))
+    whole = image_score(scores) if film_scores is None else film_scores
+    table = dict(patient=patients, diseased=diseased, image_score=whole, marked_area=marked_area(mask))
     if truth is not None:
         hit, marked, true = _areas(mask, truth)
         table |= dict(true_area=true/mask[0].size, hit=hit, marked=marked, true=true, dice=dice(mask, truth), iou=iou(mask, truth),
@@ -215,6 +217,7 @@ def measure(scores, # (N,H,W) score maps of test films
             # coarse truth: for each film a list of (left, top, width, height) in pixels of the map; or (N,H,W) bool, from `zones_to_masks`
             boxes=None,
             lungs=None, # (N,H,W) bool
+            film_scores=None, # (N,) how diseased each film is as a whole, from `film_scores`; None: the `image_score` of its map
             bins:int=2048, # thresholds of the histogram
            ) -> Measured:
     "Count everything that the metrics of one method need, film by film."
@@ -222,8 +225,8 @@ def measure(scores, # (N,H,W) score maps of test films
     scores, diseased, patients = np.asarray(scores, np.float32), np.asarray(diseased, bool), np.asarray(patients).astype(str)
     if boxes is not None and not isinstance(boxes, np.ndarray): boxes = boxes_to_masks(boxes, scores.shape[1:])
     truth, lungs, boxes = (None if a is None else np.asarray(a).astype(bool) for a in (truth, lungs, boxes))
-    check_input(scores, truth, diseased, patients, operating_point, lungs=lungs, boxes=boxes)
-    table = _film_table(scores, truth, diseased, patients, operating_point, boxes, lungs)
+    check_input(scores, truth, diseased, patients, operating_point, lungs=lungs, boxes=boxes, film_scores=film_scores)
+    table = _film_table(scores, truth, diseased, patients, operating_point, boxes, lungs, film_scores)
     outline, exact = np.zeros(scores.shape, bool) if truth is None else truth, {}
     steps = _steps(scores, outline, bins)
     true, other = count_above(scores, outline, steps)
@@ -352,9 +355,10 @@ def evaluate(scores, # (N,H,W) score maps of test films
              lungs=None, # (N,H,W) bool
              n_boot:int=1000, # bootstrap draws
              seed:int=0, # of the draws
+             film_scores=None, # (N,) how diseased each film is as a whole, see `measure`
             ) -> dict: # {metric: {value, low, high, films, patients}, 'about': {...}}, ready for JSON
     "From the scores of test films to every metric with its interval."
-    return summarise(measure(scores, truth, diseased, patients, operating_point, boxes, lungs), n_boot, seed)
+    return summarise(measure(scores, truth, diseased, patients, operating_point, boxes, lungs, film_scores), n_boot, seed)
 
 # %% ../nbs/05_evaluation.ipynb #653744c7
 def best_dice(scores, # (N,H,W) scores of films with disease

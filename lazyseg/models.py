@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 
 from .core import one_of, LazysegError
-from .thresholding import paper_map
+from .thresholding import image_score, paper_map
 
 # %% ../nbs/02_models.ipynb #677fe395
 def norm(kind:str, # 'batch', 'instance', 'group' or 'none'
@@ -378,3 +378,12 @@ class PupilScorer:
     @torch.no_grad()
     def __call__(self, films:Tensor) -> Tensor: # (B,1,H,W) in 0..1 to (B,H,W) in 0..1
         return self.pupil.eval()(films.to(next(self.pupil.parameters()).device)).sigmoid()[:, 0]
+
+    def verdict(self, films:Tensor, # (B,1,H,W), 0..1
+                maps:Tensor, # (B,H,W), 0..1: the pupil's of these films
+                counterpart:Counterpart=None, # of these films, where it is at hand
+               ) -> Tensor: # (B,) on the processor, 0..1, larger is more diseased
+        "How diseased each film is: the geometric mean of two `image_score`s, of the pupil's map and of what the generator changes."
+        c = counterpart or self.counterpart(films)
+        change = difference_map(films.to(c.film.device), c)
+        return torch.from_numpy(image_score(maps.cpu())*image_score(change.cpu())).sqrt()

@@ -287,7 +287,7 @@ class Segmented:
     counterpart: np.ndarray # (h, w) float32 0..1: the same film as it would look healthy
     scores: np.ndarray # (h, w) float32, not negative, larger is more diseased
     marks: np.ndarray # (h, w) bool: the mask at the model's size
-    image_score: float # how diseased the film is: mean of the top 1% of the scores
+    image_score: float # how diseased the film is as a whole, see `film_scores`: no probability, but to be compared among films
     distance: float # from the training films; 1 is the edge of the ordinary, nan where the model does not know
     warnings: list # of strings: why not to trust this result; empty where nothing is odd
     place: Place = field(repr=False) # the way back to the film's own pixels
@@ -414,16 +414,17 @@ def prepare(self:Segmenter, film, # a path or an array
 @patch
 @torch.inference_mode()
 def score(self:Segmenter, views:np.ndarray, # (B, h, w) uint8, from `prepare`
-         ) -> tuple: # scores (B, h, w) and counterparts (B, h, w), both float32
+         ) -> tuple: # scores (B, h, w), counterparts (B, h, w) and how diseased each film is as a whole (B,), all float32
     "A batch through the networks."
     films = torch.from_numpy(np.ascontiguousarray(views))[:, None].to(self.device).float()/255
     other = self.scorer.counterpart(films)
     # where the scores are made of the counterpart alone, it is not drawn twice
     scores = MAPS[self.scorer.map](films, other) if hasattr(self.scorer, 'map') else self.scorer(films)
+    whole = self.scorer.verdict(films, scores, other).numpy() if hasattr(self.scorer, 'verdict') else None
     scores = scores.float().cpu().numpy()
     if self.calibration is not None: scores = self.calibration(scores)
     if not np.isfinite(scores).all(): raise LazysegError("The model's scores are not numbers on this film: its weights are damaged.")
-    return scores, other.film[:, 0].float().cpu().numpy()
+    return scores, other.film[:, 0].float().cpu().numpy(), image_score(scores) if whole is None else whole
 
 @patch(as_prop=True)
 def device(self:Segmenter):
@@ -436,8 +437,8 @@ def judge(self:Segmenter, prepared:list, # of (view, place, notes)
          ) -> list: # of `Segmented`
     "Results of a batch of prepared films."
     views = np.stack([view for view, _, _ in prepared])
-    scores, others = self.score(views)
-    marks, image_scores = self.point.mask(scores), image_score(scores)
+    scores, others, image_scores = self.score(views)
+    marks = self.point.mask(scores)
     far, odd = odd_about(self.known, views)
     results = []
     for i, (view, place, notes) in enumerate(prepared):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from PIL import Image
 from lazyseg import segmenter as S
 from lazyseg.core import LazysegError
 from lazyseg.film import make_view
+from lazyseg.models import Outliner, PupilScorer
 from lazyseg.segmenter import KnownFilms, Place, Segmenter
-from lazyseg.thresholding import Calibration, OperatingPoint
+from lazyseg.thresholding import Calibration, OperatingPoint, film_scores, image_score
 from lazyseg.training import GeneratorScorer, Translator, method
 
 
@@ -51,6 +53,16 @@ def folder(model, tmp_path): return model.save(tmp_path / "model")
 
 
 FILM = lungs_like(1, 64, seed=5)[0]
+
+
+def test_a_film_is_judged_as_the_evaluation_judges_it(model):
+    "By the pupil and the generator together where there are both, and from the same numbers one film at a time."
+    scorer = PupilScorer(Outliner(8), model.scorer)
+    both, seen = replace(model, scorer=scorer), SimpleNamespace(film=views(5, 3))
+    maps, _, whole = both.score(seen.film)
+    np.testing.assert_allclose(whole, film_scores(scorer, seen, maps), rtol=1e-4)
+    assert not np.allclose(whole, image_score(maps)) and both.judge([both.prepare(FILM)])[0].image_score != model.segment(FILM).image_score
+    assert np.array_equal(model.score(seen.film)[2], image_score(model.score(seen.film)[0]))  # no pupil: its map alone
 
 
 # the folder

@@ -9,9 +9,9 @@ from skimage.filters import apply_hysteresis_threshold, gaussian
 from skimage.measure import label
 
 from lazyseg.core import LazysegError
-from lazyseg.thresholding import (PAPER_BAND, OperatingPoint, calibrate, count_above, dice_from_areas, estimate_dice, few_films, paper_band,
-                                  paper_map, score_films, threshold_figure, threshold_for_dice, threshold_for_estimated_dice,
-                                  threshold_for_marked_area, threshold_otsu_above_healthy)
+from lazyseg.thresholding import (PAPER_BAND, OperatingPoint, calibrate, count_above, dice_from_areas, estimate_dice, few_films, film_scores,
+                                  image_score, paper_band, paper_map, score_films, threshold_figure, threshold_for_dice,
+                                  threshold_for_estimated_dice, threshold_for_marked_area, threshold_otsu_above_healthy)
 
 
 def lesions(n=40, size=24, strength=1., seed=0):
@@ -27,6 +27,31 @@ def lesions(n=40, size=24, strength=1., seed=0):
 
 def mean_dice(mask, truth):
     return np.mean(dice_from_areas((mask & truth).sum((1, 2)), mask.sum((1, 2)), truth.sum((1, 2))))
+
+
+class TestFilmScores:
+    films = SimpleNamespace(film=np.random.default_rng(0).integers(0, 256, (13, 8, 6), dtype=np.uint8))
+
+    def test_without_a_verdict_the_map_speaks(self):
+        maps = self.films.film/255
+        assert np.array_equal(film_scores(lambda x: x[:, 0], self.films, maps), image_score(maps))
+        assert np.array_equal(film_scores(SimpleNamespace(verdict=None), self.films, maps), image_score(maps))
+
+    def test_films_and_maps_come_together_in_any_batch(self):
+        maps = np.arange(13, dtype=np.float32)[:, None, None]*np.ones((8, 6), np.float32)
+        says = SimpleNamespace(verdict=lambda films, maps: films.mean((1, 2, 3)) + maps[:, 0, 0])
+        whole = film_scores(says, self.films, maps)
+        np.testing.assert_allclose(whole, self.films.film.mean((1, 2))/255 + np.arange(13), rtol=1e-5)
+        assert np.array_equal(whole, film_scores(says, self.films, maps, 4)) and whole.dtype == np.float32
+
+    @pytest.mark.parametrize('word', [-1., float('nan')])
+    def test_a_bad_verdict_is_named(self, word):
+        says = SimpleNamespace(name='oracle', verdict=lambda films, maps: torch.full((len(films),), word))
+        with pytest.raises(LazysegError, match='oracle gave a verdict'): film_scores(says, self.films, self.films.film/255)
+
+    def test_no_film(self):
+        says = SimpleNamespace(verdict=lambda films, maps: maps.mean((1, 2)))
+        assert film_scores(says, SimpleNamespace(film=np.zeros((0, 8, 8), np.uint8)), np.zeros((0, 8, 8))).shape == (0,)
 
 
 class TestScoreFilms:
