@@ -30,7 +30,7 @@ from torch import nn, Tensor
 
 from .core import LazysegError, one_of, forget_torn, somebody_watches, whole_file
 from .data import unpaired_loaders
-from .exercises import BOOK_VERSION, NoValidation, PupilScorer, teach
+from .exercises import BOOK_VERSION, BY_A_PUPIL, NoValidation, PupilScorer, teach
 from .models import Counterpart, Discriminator, Generator, GeneratorScorer, Outliner, shrink
 from .scale import device_profile
 
@@ -42,6 +42,7 @@ class SecondStage:
     share: float = .4  # a lesion of the exercise book ends at this share of its film's peak
     near: float = 0.  # above 0, nothing is pasted farther than this from a lesion's outline, as a share of the film's height
     blur: float = 1/32  # standard deviation of the Gaussian before a map is outlined, as a share of the film's height
+    lessons: int = 1  # how many pupils, each taught by the one before; the first one by the generator
 
 # %% ../nbs/03_training.ipynb #946b6600
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ METHODS = {
     'cyclegan': Method(head='plain', cycle='full', width=32, norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
                        lr=2e-4, critic_lr=2e-4, average=0., height=0, exercises=0.),
     'lazyseg': Method(head='warp', map='unmoved', haze=.02, faint=.015, rise=5., longer=2.,
-                      exercises=.25, share=.6, near=1/32, blur=3/64),
+                      exercises=.25, share=.6, near=1/32, blur=3/64, lessons=2),
 }
 
 # %% ../nbs/03_training.ipynb #bfd32a89
@@ -541,18 +542,22 @@ def fit_method(films, # `Films` with splits train and valid
 
 # %% ../nbs/03_training.ipynb #9d51da3a
 def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict, device) -> PupilScorer:
-    "`teach` a pupil, or take the one that an earlier call with the same settings and the same exercise book left in `folder`."
-    kept, choices = folder and Path(folder)/'pupil.pt', json.dumps(asdict(m) | run | dict(book=BOOK_VERSION))
+    "`teach` pupil after pupil, from where an earlier call with the same settings and the same exercise book left off in `folder`."
+    kept, started, done, earlier = folder and Path(folder)/'pupil.pt', time.perf_counter(), 0, 0.
+    choices = lambda lessons: json.dumps(asdict(m) | run | dict(book=BOOK_VERSION, lessons=lessons))
     if kept and kept.exists():
-        state = read_state(kept)
-        if same_choices(state['choices'], choices):
-            pupil = Outliner(m.width)
+        state, pupil = read_state(kept), Outliner(m.width)
+        done = max((k for k in range(1, m.lessons + 1) if same_choices(state['choices'], choices(k))), default=0)
+        if done:
             pupil.load_state_dict(state['pupil'])
-            scorer = PupilScorer(pupil, scorer, scorer.name)
-            scorer.earlier = state.get('seconds', 0.)
-            return scorer
-    started = time.perf_counter()
-    scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, share=m.share, near=m.near, blur=m.blur)
-    if kept:
-        save_state(kept, dict(choices=choices, pupil=scorer.pupil.state_dict(), seconds=time.perf_counter() - started))
+            scorer, earlier = PupilScorer(pupil, scorer, scorer.name), state.get('seconds', 0.)
+    for lesson in range(done, m.lessons):
+        how = dict(share=m.share, near=m.near, blur=m.blur) | (BY_A_PUPIL if lesson else {})
+        try: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, **how)
+        except LazysegError:
+            if not lesson: raise
+            break # a pupil that marks nothing has nothing to hand on, and stays the last one
+        if kept: save_state(kept, dict(choices=choices(lesson + 1), pupil=scorer.pupil.state_dict(),
+                                       seconds=earlier + time.perf_counter() - started))
+    scorer.earlier = earlier
     return scorer

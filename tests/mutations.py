@@ -88,8 +88,10 @@ FAULTS = [
     ('what is far from a lesion is pasted', 'exercises', "(changes*close_to(where, near) if near else changes)", "changes", X + 'test_a_lesion_ends_at_a_share_of_its_peak_and_brings_nothing_from_far'),
     ('lesions end anywhere', 'exercises', "scores > np.maximum(share*peak, floor)[:, None, None]", "scores > np.maximum(.5*peak, floor)[:, None, None]", X + 'test_a_lesion_ends_at_a_share_of_its_peak_and_brings_nothing_from_far'),
     ('every map is blurred alike', 'exercises', "scores.append(smooth(scorer(x).cpu().numpy(), blur))", "scores.append(smooth(scorer(x).cpu().numpy()))", X + 'test_the_more_a_map_is_blurred_the_rounder_is_the_outline'),
-    ("a method's book is the usual one", 'training', ", share=m.share, near=m.near, blur=m.blur)", ")", N + 'test_the_row_of_a_method_says_what_its_book_is_like'),
-    ('a pupil of another exercise book is taken', 'training', "asdict(m) | run | dict(book=BOOK_VERSION)", "asdict(m) | run", N + 'test_a_pupil_is_taught_anew_when_the_exercise_book_is_another'),
+    ("a method's book is the usual one", 'training', "dict(share=m.share, near=m.near, blur=m.blur) |", "dict(near=m.near) |", N + 'test_the_row_of_a_method_says_what_its_book_is_like'),
+    ('a pupil is outlined like a generator', 'training', "| (BY_A_PUPIL if lesson else {})", "| {}", N + 'test_the_row_of_a_method_says_what_its_book_is_like'),
+    ('lessons begin anew', 'training', "for lesson in range(done, m.lessons)", "for lesson in range(m.lessons)", N + 'test_lessons_go_on_where_they_stopped'),
+    ('a pupil of another exercise book is taken', 'training', "asdict(m) | run | dict(book=BOOK_VERSION, lessons=lessons)", "asdict(m) | run | dict(lessons=lessons)", N + 'test_a_pupil_is_taught_anew_when_the_exercise_book_is_another'),
     ('domains change places in training', 'training', "counterpart, same = self._translate(self.there.generator, sick, healthy)", "counterpart, same = self._translate(self.there.generator, healthy, sick)", F + 'test_training_turns_the_diseased_films'),
     # the phantom
     ('a changed byte of the cache goes unnoticed', 'phantom', "if done.get(c) != self.check(c)]", "if c not in done]", P + 'test_a_broken_cache_is_rebuilt[flipped byte]'),

@@ -8,6 +8,7 @@ from lazyseg import ablation, training
 from lazyseg.core import LazysegError
 from lazyseg.data import Films, get_films, get_source
 from lazyseg.exercises import teach
+from lazyseg.models import Outliner, PupilScorer
 from lazyseg.training import GeneratorScorer, Translator, fit_method, method
 
 TINY = dict(width=8, blocks=1, critic_width=8, critic_steps=2)
@@ -80,15 +81,47 @@ def test_a_pupil_is_taught_anew_when_the_exercise_book_is_another(films, tmp_pat
     monkeypatch.setattr(training, "teach", lambda *a, **k: lessons.append(1) or teach(*a, **k))
     for version in (training.BOOK_VERSION, training.BOOK_VERSION, training.BOOK_VERSION + 1):
         monkeypatch.setattr(training, "BOOK_VERSION", version)
-        learned.append(fit_method(films, "lazyseg", "smoke", epochs=2, folder=tmp_path, **TINY))
+        learned.append(fit_method(films, "lazyseg", "smoke", epochs=2, folder=tmp_path, lessons=1, **TINY))
     assert len(lessons) == 2 and all(torch.equal(weights(o.teacher), weights(learned[0].teacher)) for o in learned)
 
 
 def test_the_row_of_a_method_says_what_its_book_is_like(films, monkeypatch):
     asked = []
-    monkeypatch.setattr(training, "teach", lambda *a, **k: asked.append(k) or teach(*a, **k))
-    fit_method(films, "lazyseg", "smoke", epochs=1, share=.3, near=1/8, blur=1/16, **TINY)
-    assert [asked[0][k] for k in ("share", "near", "blur")] == [.3, 1/8, 1/16]
+    monkeypatch.setattr(training, "teach", lambda scorer, *a, **k: asked.append(k) or PupilScorer(Outliner(TINY["width"]), scorer))
+    fit_method(films, "lazyseg", "smoke", epochs=1, share=.3, near=1/8, blur=1/16, lessons=3, **TINY)
+    assert [[a[k] for k in ("share", "near", "blur")] for a in asked] == [[.3, 1/8, 1/16]] + 2*[[.5, 1/8, 1/64]]
+
+
+def knows(films):
+    "A pupil that marks what the truth marks, for films of which it says nothing by itself; only a phantom can."
+    truth = {f.tobytes(): t for f, t in zip(films.film, films.truth)}
+    return lambda x: torch.stack([torch.from_numpy(truth[(f * 255).round().byte().numpy().tobytes()].astype("float32")) for f in x[:, 0]])
+
+
+def test_lessons_go_on_where_they_stopped(tmp_path, monkeypatch):
+    "Each lesson is taught once, by the pupil of the one before, and a run that was stopped between two ends with the same bits."
+    films = get_films(get_source("phantom", disease="pneumonia", n=60, size=32, severity=.8), 32)
+    monkeypatch.setattr(PupilScorer, "__call__", lambda self, x: knows(films)(x)*(.5 + self.pupil(x).sigmoid()[:, 0].detach()/2))
+    taught = []
+    monkeypatch.setattr(training, "teach", lambda scorer, *a, **k: taught.append(scorer) or teach(scorer, *a, **k))
+    run = lambda lessons, folder=None: fit_method(films, "lazyseg", "smoke", epochs=2, folder=folder, lessons=lessons, **TINY)
+    one, two = run(1), run(2)
+    assert [type(s) for s in taught] == [GeneratorScorer, GeneratorScorer, PupilScorer] and not same_weights(one.pupil, two.pupil)
+    taught.clear()
+    stopped, then, again = run(1, tmp_path), run(2, tmp_path), run(2, tmp_path)
+    assert [type(s) for s in taught] == [GeneratorScorer, PupilScorer]
+    assert same_weights(stopped.pupil, one.pupil) and same_weights(then.pupil, two.pupil) and same_weights(again.pupil, two.pupil)
+    assert again.trained_seconds > stopped.trained_seconds
+    assert same_weights(run(1, tmp_path).pupil, one.pupil)  # who asks for fewer lessons does not get the pupil of more
+
+
+def test_a_pupil_that_marks_nothing_is_the_last(films, monkeypatch):
+    monkeypatch.setattr(PupilScorer, "__call__", lambda self, x: torch.zeros(len(x), *x.shape[2:]))
+    one, two = (fit_method(films, "lazyseg", "smoke", epochs=2, lessons=n, **TINY) for n in (1, 2))
+    assert same_weights(one.pupil, two.pupil)
+
+
+def same_weights(a, b): return all(torch.equal(v, w) for v, w in zip(a.state_dict().values(), b.state_dict().values()))
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4 cut off", b"\x80\x04cposix\nsystem\n(S'touch up'\ntR."])
