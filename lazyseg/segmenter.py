@@ -420,7 +420,8 @@ def score(self:Segmenter, views:np.ndarray, # (B, h, w) uint8, from `prepare`
     other = self.scorer.counterpart(films)
     # where the scores are made of the counterpart alone, it is not drawn twice
     scores = MAPS[self.scorer.map](films, other) if hasattr(self.scorer, 'map') else self.scorer(films)
-    whole = self.scorer.verdict(films, scores, other).numpy() if hasattr(self.scorer, 'verdict') else None
+    verdict = getattr(self.scorer, 'verdict', None)
+    whole = verdict(films, scores, other).numpy() if verdict else None
     scores = scores.float().cpu().numpy()
     if self.calibration is not None: scores = self.calibration(scores)
     if not np.isfinite(scores).all(): raise LazysegError("The model's scores are not numbers on this film: its weights are damaged.")
