@@ -556,7 +556,9 @@ def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, 
         try: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, **how)
         except LazysegError:
             if not lesson: raise
-            break # a pupil that marks nothing has nothing to hand on, and stays the last one
+            print(f"Lesson {lesson + 1} of {m.lessons} is left out: the pupil before marks no more on diseased films than on healthy ones.",
+                  flush=True)
+            break
         if kept: save_state(kept, dict(choices=choices(lesson + 1), pupil=scorer.pupil.state_dict(),
                                        seconds=earlier + time.perf_counter() - started))
     scorer.earlier = earlier
