@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTE', 'DRAWN', 'COMMANDS', 'find_notebook', 'run_notebook', 'train', 'headline', 'options_train', 'sweep_lines',
-           'film_key', 'film_names', 'name_fault', 'segment_batch', 'say_warnings', 'check_model', 'segment',
+           'film_key', 'made_of', 'film_names', 'name_fault', 'segment_batch', 'say_warnings', 'check_model', 'segment',
            'evaluate', 'audit', 'write_phantom', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #42c5246e
@@ -243,6 +243,13 @@ def film_key(path:Path, # of a film
     except OSError as e: raise LazysegError(f"{path} can't be read: {e.strerror}.") from e
 
 # %% ../nbs/cli.ipynb #e12f39ae
+def made_of(film:Path, # its file
+            lungs:Path=None, # file of its lung mask
+           ) -> str: # empty where a file can't be read
+    "What a film's marks were made of, whatever it is called: two films may share a name, and a mask may be mended."
+    try: return '-'.join(film_key(p) for p in (film, lungs) if p)
+    except LazysegError: return ''
+
 def film_names(paths:list, # of films
                names:bool, # call films by their files' names
               ) -> list: # of strings and None
@@ -278,7 +285,7 @@ def name_fault(error:LazysegError, # what went wrong
 
 # %% ../nbs/cli.ipynb #9fb3de44
 _ROW = ('number', 'film', 'height', 'width', 'lungs', 'findings', 'image_score', 'marked', 'distance', 'warnings', 'fault',
-        'mask', 'overlay', 'dicom_seg', 'made_by')
+        'mask', 'overlay', 'dicom_seg', 'made_by', 'made_of')
 DRAWN = 2 # raise it when the same result would be drawn in another way: pictures of an earlier call are then drawn anew
 
 def _read_rows(out:Path, made_by:str) -> dict: # film -> row
@@ -327,11 +334,14 @@ def segment_batch(job:dict, # from `_start`
                  ): # yields rows
     "Mark a few films; those whose results are there already are left alone."
     todo = []
-    for i, path in enumerate(paths):
-        key = job['keys'][first + i - 1]
-        if key in job['kept']: yield job['kept'][key] | dict(number=first + i)
+    masks = [own if job['lungs'] and (own := job['lungs']/f'{p.stem}.png').is_file() else None for p in paths]
+    origins = [made_of(p, m) for p, m in zip(paths, masks)]
+    for i, origin in enumerate(origins):
+        row = job['kept'].get(key := job['keys'][first + i - 1])
+        if row and row['made_of'] == origin: yield row | dict(number=first + i)
         else: todo.append(i)
-    lungs = [own if (own := job['lungs']/f'{paths[i].stem}.png').is_file() else None for i in todo] if job['lungs'] else None
+        if row and row['made_of'] != origin: _say(f'{key}: its marks here were made of another film or lung mask, and are replaced.')
+    lungs = [masks[i] for i in todo] if job['lungs'] else None
     for i, result in zip(todo, job['segmenter'].segment_each([paths[i] for i in todo], lungs, bad='give') if todo else ()):
         number, key = first + i, job['keys'][first + i - 1]
         try:
@@ -341,7 +351,7 @@ def segment_batch(job:dict, # from `_start`
             message, fault = name_fault(e, paths[i], number, len(job['keys']), job['names'])
             _say(message)
             row = dict(film=key or '', fault=fault)
-        yield row | dict(number=number, made_by=job['made_by'])
+        yield row | dict(number=number, made_by=job['made_by'], made_of=origins[i])
 
 # %% ../nbs/cli.ipynb #c1a0e103
 def say_warnings(rows:list): # of `segment_batch`
@@ -361,6 +371,9 @@ def check_model(folder:Path, # of a model or a panel
     if Path(folder) == demo_folder():
         raise LazysegError(f"Name a model's folder with -m: the demo model comes with a checkout, and there is none at {folder}.")
     raise LazysegError(f"{folder} is not a model's folder: it holds no settings.json and no panel.json.")
+
+def _one_of(panel) -> str: # a panel's folder; the folder of its first model
+    return str(min(Path(panel).glob('*/settings.json'), default=Path(panel)/'pneumonia'/'settings.json').parent)
 
 # %% ../nbs/cli.ipynb #6387fe88
 def _films_to_mark(films:list, out) -> list: # of paths
@@ -416,7 +429,7 @@ def segment(films:list, # paths of films and folders
     kind = check_model(model := model or demo_folder()) # before the slow imports
     if kind == 'panel.json' and (dicom or threshold is not None):
         raise LazysegError("A panel has a threshold for each disease and writes no DICOM SEG: "
-                           f"leave --threshold and --dicom out, or take one of its models, such as {model}/pneumonia.")
+                           f"leave --threshold and --dicom out, or take one of its models, such as {_one_of(model)}.")
     paths, out = _films_to_mark(films, out), Path(out)
     job = _start(paths, model, kind, out, threshold, dicom, names, lungs, own_lungs)
     out.mkdir(parents=True, exist_ok=True)
@@ -429,7 +442,8 @@ def segment(films:list, # paths of films and folders
         done = {r['film'] for r in rows}
         _write_rows(out, rows + [r for k, r in job['kept'].items() if k not in done])
     say_warnings(rows)
-    return dict(films=len(rows), kept=sum(r['film'] in job['kept'] for r in rows), faults=sum(bool(r['fault']) for r in rows),
+    kept = sum(job['kept'].get(r['film'], {}).get('made_of') == r['made_of'] for r in rows)
+    return dict(films=len(rows), kept=kept, faults=sum(bool(r['fault']) for r in rows),
                 warned=sum(bool(r.get('warnings')) for r in rows), out=str(out), rows=rows)
 
 # %% ../nbs/cli.ipynb #89219d8e
@@ -482,26 +496,31 @@ def evaluate(model, # a model's folder
              split='test', # train, valid, test or all
              bad='stop', # a film that can't be read, or on which no lungs are found: 'stop', or 'skip' it
              films:int=200, # phantom films a class
-             seed:int=None, # seed of every draw; None: one that keeps the model's training films out of the test
-            ) -> dict: # {model, source, split, credit, distance, results}
+             seed:int=None, # seed of every draw; None: other phantom films than the model's, of its films on disk the same split
+             quiet:bool=False, # show no bar
+            ) -> dict: # {model, source, split, credit, unseen, distance, results}; distance is None where a model does not know its films
     "Measure a model on films with labels."
     import numpy as np
     from lazyseg.evaluation import evaluate as measure_all
+    from lazyseg.runs import data_name
     from lazyseg.segmenter import FAR, Segmenter
     from lazyseg.thresholding import OperatingPoint
+    if check_model(model) == 'panel.json':
+        raise LazysegError(f"{model} is a panel, and one model is measured at a time: name one, such as {_one_of(model)}.")
     segmenter = Segmenter.load(model)
     about = segmenter.about
     # other phantoms than the training's; of films on disk, the training's own split
     if seed is None: seed = about['seed'] + (source == 'phantom')
+    unseen = source == 'phantom' or about.get('trained_on') == dict(data=data_name(data), where=where, seed=seed)
     found = _films_to_measure(segmenter, source, data, where, disease, split, bad, films, seed)
     sick = found.table.diseased.to_numpy(bool)
-    parts = [segmenter.score(found.film[i:i + 32]) for i in _bar(range(0, len(found), 32), 'scoring')]
+    parts = [segmenter.score(found.film[i:i + 32]) for i in _bar(range(0, len(found), 32), 'scoring', quiet)]
     scores, _, whole = (np.concatenate(p) for p in zip(*parts))
     measured = lambda s, point, said=None: measure_all(s, found.truth, sick, found.table.patient, point, lungs=found.lungs, seed=seed,
                                                        film_scores=said)
-    far = segmenter.known.distance(found.film[:]) if segmenter.known else np.full(len(found), np.nan)
-    return dict(model=str(model), source=source, split=split, credit=found.credit,
-                distance=dict(median=round(float(np.median(far)), 3), beyond=round(float((far > FAR).mean()), 3)),
+    far = segmenter.known.distance(found.film[:]) if segmenter.known else None
+    distance = None if far is None else dict(median=round(float(np.median(far)), 3), beyond=round(float((far > FAR).mean()), 3))
+    return dict(model=str(model), source=source, split=split, credit=found.credit, unseen=unseen, distance=distance,
                 results={'empty mask': measured(0*scores, OperatingPoint(.5)), about['name']: measured(scores, segmenter.point, whole)})
 
 # %% ../nbs/cli.ipynb #1efe723c
@@ -514,16 +533,21 @@ def _options_evaluate(p):
     _add_bad(p)
     p.add_argument('--films', type=int, default=200, help='phantom films a class')
     p.add_argument('--seed', type=int, help="of the phantom films, of a split by patients, of the intervals; "
-                                            "when not given, one that keeps the model's training films out of its test")
+                                            "when not given, other phantom films than the model's, "
+                                            "and of the films on disk that it learned from the same split")
     p.add_argument('-o', '--out', help='file to write the numbers to, as JSON')
+
+_MAYBE_SEEN = ('These are not the films, or not the filter or seed, that the model was trained with: '
+               'if any of its training patients are among them, the numbers flatter it.')
 
 def _run_evaluate(json=False, quiet=False, out=None, **given):
     "Do what `lazyseg evaluate` was asked for."
-    found = evaluate(**given)
+    found = evaluate(quiet=quiet or json, **given)
     if out: _write_json(out, found)
-    _answer(found, json, [_headline_of(found['results']), "Distance from the films the model knows: "
-                          f"median {found['distance']['median']}; {100*found['distance']['beyond']:.0f}% too far.",
-                          found['credit'], NOTE])
+    far = found['distance']
+    lines = [_headline_of(found['results']), "The model does not say what films it knows: no distance." if far is None else
+             f"Distance from the films the model knows: median {far['median']}; {100*far['beyond']:.0f}% too far."]
+    _answer(found, json, lines + [_MAYBE_SEEN]*(not found['unseen']) + [found['credit'], NOTE])
     return 0
 
 def _write_json(path, what:dict):
@@ -627,7 +651,7 @@ def _run_phantom(json=False, quiet=False, **given):
 # %% ../nbs/cli.ipynb #80400cd8
 COMMANDS = dict(
     train=('train one method on one disease, and report', options_train, _run_train),
-    sweep=('write one lazyseg train a line for every disease, method and seed, and run them', _options_sweep, _run_sweep),
+    sweep=('write one lazyseg train a line for every disease, method and seed; with --jobs, run them', _options_sweep, _run_sweep),
     report=("train the paper's method and lazyseg on every disease, and make the report", _options_report, _run_report),
     segment=('mark films with a trained model', _options_segment, _run_segment),
     evaluate=('measure a trained model on films with labels', _options_evaluate, _run_evaluate),

@@ -18,6 +18,7 @@ from PIL import Image
 from lazyseg import cli
 from lazyseg.core import LazysegError
 from lazyseg.phantom import VERSIONS
+from lazyseg.runs import data_name
 from lazyseg.thresholding import OperatingPoint
 from lazyseg.training import Method
 from test_segmenter import FILM, lungs_like, model, write_dicom  # noqa: F401  (model is a fixture)
@@ -103,6 +104,23 @@ def test_a_second_call_does_only_what_is_missing(films, kept, tmp_path, capsys):
     assert "(0 from an earlier call)" in capsys.readouterr().out
     assert segment(films.parent, kept, out) == 0, "marks in a folder below the films are not marked again"
     assert len(rows(out)) == 6
+
+
+def test_nobody_is_given_the_marks_of_somebody_of_the_same_name(kept, tmp_path, capsys):
+    for who, film in (("anna", FILM), ("bert", 255 - FILM)):
+        (tmp_path / who).mkdir()
+        Image.fromarray(film).save(tmp_path / who / "chest.png")
+    out, score = tmp_path / "out", lambda folder: rows(folder)[0]["image_score"]
+    segment(tmp_path / "bert", kept, tmp_path / "alone", "--names")
+    segment(tmp_path / "anna", kept, out, "--names")
+    anna = score(out)
+    capsys.readouterr()
+    assert segment(tmp_path / "bert", kept, out, "--names") == 0
+    said = capsys.readouterr()
+    assert "chest" in said.err and "replaced" in said.err and "from an earlier call" not in said.out.replace("(0 from an earlier call)", "")
+    assert score(out) == score(tmp_path / "alone") != anna and len(rows(out)) == 1
+    segment(tmp_path / "bert", kept, out, "--names")
+    assert "(1 from an earlier call)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("given, said", [(["nowhere"], "not there"), (["films", "-m", "nowhere"], "nowhere")])
@@ -236,7 +254,6 @@ def test_a_model_folder_names_nobody(named_films, tmp_path, model):  # noqa: F81
 
 
 @pytest.mark.dev
-@pytest.mark.slow
 def test_a_report_names_nobody(named_films, tmp_path):
     folder = cli.train(progress=False, disease="pneumonia", source="folder", data=str(named_films), profile="smoke", epochs=1, out=str(tmp_path / "reports"))
     written = b"\n".join(everything(folder)).replace(str(named_films).encode(), b"")
@@ -278,6 +295,16 @@ def test_a_model_is_measured_on_films_that_its_training_did_not_see(model, tmp_p
     monkeypatch.setattr("lazyseg.data.get_source", ask)
     with pytest.raises(LazysegError, match=f"seed {seed}"): cli.evaluate(kept, source, "films.csv")
     with pytest.raises(LazysegError, match="seed 7"): cli.evaluate(kept, source, "films.csv", seed=7)
+
+
+def test_it_is_said_where_training_patients_may_be_among_those_measured(model, tmp_path, capsys):  # noqa: F811
+    cli.main(["phantom", "hernia", "-n", "4", "--size", "32", "-o", str(tmp_path / "ph")])
+    data = tmp_path / "ph/films.csv"
+    kept = replace(model, about=model.about | dict(trained_on=dict(data=data_name(str(data)), where="", seed=model.about["seed"]))).save(tmp_path / "model")
+    for more, said in (([], False), (["--where", "view == view" if "view" in data.read_text() else "patient == patient"], True), (["--seed", "77"], True)):
+        capsys.readouterr()
+        assert cli.main(["evaluate", str(kept), "--source", "table", "--data", str(data), "--disease", "hernia", "--split", "all", *more]) == 0
+        assert ("training patients" in capsys.readouterr().out) == said, more
 
 
 def test_paths_that_somebody_types_begin_where_they_stand(tmp_path, monkeypatch):
