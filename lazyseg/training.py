@@ -28,7 +28,7 @@ from fastai.torch_core import get_model, num_distrib, rank_distrib, set_seed
 from fastcore.basics import patch
 from torch import nn, Tensor
 
-from .core import LazysegError, one_of, forget_torn, somebody_watches, whole_file
+from .core import LazysegError, TrainingFailed, one_of, forget_torn, somebody_watches, whole_file
 from .data import unpaired_loaders
 from .exercises import BOOK_VERSION, BY_A_PUPIL, NoValidation, PupilScorer, teach
 from .models import Counterpart, Discriminator, Generator, GeneratorScorer, Outliner, shrink
@@ -40,7 +40,7 @@ class SecondStage:
     "The choices of the second stage."
     exercises: float = .5  # its steps, as a share of the first stage's; 0: no second stage
     share: float = .4  # a lesion of the exercise book ends at this share of its film's peak
-    near: float = 0.  # above 0, nothing is pasted farther than this from a lesion's outline, as a share of the film's height
+    near: float = 0.  # above 0, nothing is pasted farther than this and a pixel from a lesion's outline, as a share of the film's height
     blur: float = 1/32  # standard deviation of the Gaussian before a map is outlined, as a share of the film's height
     lessons: int = 1  # how many pupils, each taught by the one before; the first one by the generator
 
@@ -323,14 +323,15 @@ class Costs(Callback):
 class Pace(Callback):
     "Once a minute, a line on how far the training is."
     run_valid = False
-    def before_fit(self): self.started = self.said = time.monotonic()
+    def before_fit(self): self.started, self.said, self.first = time.monotonic(), time.monotonic(), None
+    def before_train(self): # not called for epochs that are skipped
+        if self.first is None: self.first = self.epoch
     def after_epoch(self):
-        now, done, first = time.monotonic(), self.epoch + 1, getattr(self, 'first', self.epoch)
-        self.first = first
+        now, done = time.monotonic(), self.epoch + 1
         if now - self.said < 60: return
         self.said, spent = now, (now - self.started) / 60
-        print(f'epoch {done} of {self.n_epoch}: {spent:.0f} minutes, '
-              f'about {spent / (done - first) * (self.n_epoch - done):.0f} more', flush=True)
+        if self.first is not None: print(f'epoch {done} of {self.n_epoch}: {spent:.0f} minutes, '
+              f'about {spent / (done - self.first) * (self.n_epoch - done):.0f} more', flush=True)
 
 # %% ../nbs/03_training.ipynb #cfa9f939
 class Watch(Callback):
@@ -345,7 +346,7 @@ class Watch(Callback):
     def look(self):
         if not torch.isfinite(self.learn.pred['loss']):
             bad = [k for k, v in self.learn.pred.items() if not torch.isfinite(v)]
-            raise LazysegError(f"Training diverged in epoch {self.epoch + 1}: {', '.join(bad)} is not a finite number. "
+            raise TrainingFailed(f"Training diverged in epoch {self.epoch + 1}: {', '.join(bad)} is not a finite number. "
                                "Try a lower learning rate (lr, critic_lr), or another seed.")
     @torch.no_grad()
     def compare(self):
@@ -355,11 +356,11 @@ class Watch(Callback):
         made = generator.eval()(sick).film
         generator.train(training)
         changed, spread = float(visible(made - sick, METHODS['lazyseg'].faint)), lambda films: float(films.std(0).mean())
-        if changed < self.least: raise LazysegError(
+        if changed < self.least: raise TrainingFailed(
             f"{when} changes nothing: {100*changed:.2g}% of the pixels of diseased films. The discriminator has found nothing "
             "that sets them apart. Try more films, more epochs, a lower price of change (area, identity), another seed, "
             "or a height that shows the discriminator more of the film at once.")
-        if len(sick) > 1 and spread(made) < .02 * spread(sick): raise LazysegError(
+        if len(sick) > 1 and spread(made) < .02 * spread(sick): raise TrainingFailed(
             f"{when} makes the same film of every film. "
             "Try a lower learning rate (lr), a price for changing healthy films (identity), or another seed.")
 
@@ -424,7 +425,7 @@ class Checkpoint(Callback):
                  run:dict|None=None, # what else tells this training from others: seed, epochs, films
                 ):
         # seconds that earlier calls trained; fastai skips callbacks whose `run` is empty
-        self.path, self.about, self.earlier = Path(path), run or {}, 0.
+        self.path, self.about, self.earlier, self.done = Path(path), run or {}, 0., 0
 
     def state(self) -> dict:
         return dict(model=get_model(self.learn.model).state_dict(), optimiser=self.learn.opt.state_dict(), epoch=self.learn.epoch + 1,
@@ -438,11 +439,12 @@ class Checkpoint(Callback):
         return json.dumps({k: v for k, v in m.items() if k not in later} | self.about)
 
     def after_epoch(self):
+        if self.learn.epoch < self.done: return # fastai also calls this for epochs that it skips
         if not rank_distrib(): save_state(self.path, self.state()) # of several processes the first one writes
 
 # %% ../nbs/03_training.ipynb #5ff9b65a
 @patch
-def _restore(self:Checkpoint, epochs:int) -> int: # epochs that are done
+def _restore(self:Checkpoint) -> int: # epochs that are done
     "Load the checkpoint into the learner. A finished training of other settings is left for a new one, an unfinished one is an error."
     if not rank_distrib(): forget_torn(self.path)
     if not self.path.exists(): return 0
@@ -455,7 +457,7 @@ def _restore(self:Checkpoint, epochs:int) -> int: # epochs that are done
     if self.learn.opt is None: self.learn.create_opt()
     self.learn.opt.load_state_dict(state['optimiser'])
     if 'chance' in state: torch.set_rng_state(state['chance'])
-    self.learn.costs.epochs, self.earlier = state['costs'], state.get('seconds', 0.)
+    self.learn.costs.epochs, self.earlier, self.done = state['costs'], state.get('seconds', 0.), state['epoch']
     return state['epoch']
 
 # %% ../nbs/03_training.ipynb #58fc8ed2
@@ -529,7 +531,7 @@ def fit_method(films, # `Films` with splits train and valid
     kept = Checkpoint(Path(folder)/'checkpoint.pt', run) if folder else None
     learn = get_learner(dls, m, seed=seed, cbs=[*cbs, *filter(None, [kept])], device=device)
     learn.create_opt()
-    done = kept._restore(epochs) if kept else 0
+    done = kept._restore() if kept else 0
     steps = math.ceil(m.exercises * epochs * len(dls.train))
     with films.set_aside() as lean, learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
         learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
@@ -554,7 +556,7 @@ def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, 
     for lesson in range(done, m.lessons):
         how = dict(share=m.share, near=m.near, blur=m.blur) | (BY_A_PUPIL if lesson else {})
         try: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, **how)
-        except LazysegError:
+        except TrainingFailed:
             if not lesson: raise
             print(f"Lesson {lesson + 1} of {m.lessons} is left out: the pupil before marks no more on diseased films than on healthy ones.",
                   flush=True)

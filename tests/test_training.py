@@ -1,8 +1,11 @@
 """Training: resume to the same bits, refuse foreign checkpoints, notice divergence, keep domains apart."""
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from fastai.callback.core import Callback
 
 from lazyseg import ablation, training
 from lazyseg.core import LazysegError
@@ -45,6 +48,35 @@ def test_a_stopped_training_ends_with_the_same_bits(films, tmp_path, name):
     resumed = fit_method(films, name, "smoke", epochs=4, folder=tmp_path, **TINY)
     assert torch.equal(weights(whole), weights(resumed))
     assert len(resumed.learn.costs.epochs) == 4
+
+
+def test_a_training_that_is_stopped_twice_ends_with_the_same_bits(films, tmp_path):
+    "The second time while it passes over the epochs that are done, which fastai ends as it ends any other."
+    whole, runs = fit_method(films, "lazyseg", "smoke", epochs=4, **TINY), []
+    class Stop(Callback):
+        order = 80 # after the checkpoint
+        def after_epoch(self):
+            runs.append(self.learn.epoch)
+            if runs in ([0, 1, 2], [0, 1, 2, 0]): raise KeyboardInterrupt
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt): fit_method(films, "lazyseg", "smoke", epochs=4, folder=tmp_path, cbs=[Stop()], **TINY)
+        assert training.read_state(tmp_path / "checkpoint.pt")["epoch"] == 3
+    resumed = fit_method(films, "lazyseg", "smoke", epochs=4, folder=tmp_path, **TINY)
+    assert torch.equal(weights(whole), weights(resumed)) and len(resumed.learn.costs.epochs) == 4
+
+
+def test_what_is_left_is_told_from_the_epochs_of_this_call(capsys, monkeypatch):
+    pace, now = training.Pace(), [0.]
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    pace.learn = SimpleNamespace(epoch=0, n_epoch=100)
+    pace.before_fit()
+    for epoch in range(100):
+        pace.learn.epoch = epoch
+        if epoch >= 90:
+            pace.before_train()
+            now[0] += 120
+        pace.after_epoch()
+    assert "epoch 92 of 100: 4 minutes, about 16 more" in capsys.readouterr().out
 
 
 def stopped(films, folder, **kw):
