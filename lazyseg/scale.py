@@ -66,8 +66,13 @@ class OnDevice(Callback):
         slow = device == 'cpu' and (self.how.compile or
                                     any(isinstance(layer, (nn.GroupNorm, nn.InstanceNorm2d)) for layer in model.modules()))
         self.layout = torch.channels_last if self.how.channels_last and not slow else torch.contiguous_format
-        self.narrow = lambda: torch.autocast(device, torch.bfloat16) if self.how.autocast else nullcontext()
+        self.narrow, self.context = lambda: torch.autocast(device, torch.bfloat16) if self.how.autocast else nullcontext(), None
         model.to(memory_format=self.layout)
+        step = self.learn.one_batch
+        def one_batch(*args): # whatever stops a step, by hand or by a fault: what comes after it computes in 32 bits again
+            try: return step(*args)
+            finally: self.leave()
+        self.learn.one_batch = one_batch
         if not self.how.compile: return
         for net in model.modules():
             if isinstance(net, (Generator, Discriminator)): # left to itself the compiler lays out pixels in a way that fails on a processor
@@ -77,8 +82,13 @@ class OnDevice(Callback):
         self.learn.xb = tuple(x.to(memory_format=self.layout) for x in self.learn.xb)
         self.context = self.narrow()
         self.context.__enter__()
-    def after_loss(self): self.context.__exit__(None, None, None)
-    def after_fit(self): self.learn.model.to(memory_format=torch.contiguous_format)
+    def leave(self):
+        if self.context is not None: self.context.__exit__(None, None, None)
+        self.context = None
+    def after_loss(self): self.leave()
+    def after_fit(self):
+        vars(self.learn).pop('one_batch', None)
+        self.learn.model.to(memory_format=torch.contiguous_format)
 
 # %% ../nbs/03c_many_machines.ipynb #28d56716
 class InParts(Callback):
@@ -190,7 +200,7 @@ def main(args=None, # words of the command line; None: those the process was sta
         ) -> int: # exit code: 0 well, 1 a fault
     "`torchrun --nproc-per-node 2 -m lazyseg.scale hernia ...`: the first stage of `lazyseg train hernia ...`, by several processes."
     from lazyseg.cli import options_train
-    from lazyseg.runs import already_there, check_settings, get_run_films, get_run_source
+    from lazyseg.runs import already_there, check_settings, get_run_films, get_run_source, hold
     p = argparse.ArgumentParser('lazyseg.scale', description=(
         'The first stage of lazyseg train, by all processes that torchrun or accelerate launch starts. Not a medical device.'))
     options_train(p)
@@ -201,6 +211,7 @@ def main(args=None, # words of the command line; None: those the process was sta
         given = vars(p.parse_args(args))
         keep, s = given.pop('keep'), check_settings(**given)
         if keep and already_there(s): return 0
+        lock = hold(s.folder) if first else None # as `lazyseg train` does; free again when this process ends
         with open(os.devnull, 'w') as nowhere, nullcontext() if first else redirect_stdout(nowhere):
             films = get_run_films(s, get_run_source(s))
             fit_together(films, s.method, s.profile, s.seed, s.epochs, s.folder, device=s.device)

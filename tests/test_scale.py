@@ -241,6 +241,19 @@ def test_no_room_stops_with_a_message_and_keeps_what_was_written(whole, tmp_path
 
 
 @pytest.mark.slow
+def test_a_stopped_training_leaves_the_process_in_32_bits():
+    from fastai.callback.core import Callback
+    from lazyseg.data import unpaired_loaders
+    from lazyseg.training import get_learner, method
+
+    class Stop(Callback):
+        order = 70
+        def after_pred(self): raise KeyboardInterrupt
+    learn = get_learner(unpaired_loaders(noise_films(), 8), method("lazyseg", **TINY), device=device_profile("cpu", autocast=True))
+    with pytest.raises(KeyboardInterrupt), learn.no_logging(), learn.no_bar(): learn.fit(1, cbs=Stop())
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_compiled_networks_learn_the_same():
     from lazyseg.data import unpaired_loaders
     from lazyseg.training import get_learner, method
