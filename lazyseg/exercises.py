@@ -27,7 +27,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
-from .core import LazysegError, somebody_watches
+from .core import TrainingFailed, somebody_watches
 from .data import Films, hand_back
 from .models import Outliner, PupilScorer
 from .scale import device_profile
@@ -67,7 +67,7 @@ def outlines(scores:np.ndarray, # (N,H,W) smooth scores of diseased films
 # %% ../nbs/03b_exercises.ipynb #5e61d502
 def close_to(where:np.ndarray, # (N,H,W) bool: outlines
              near:float, # how far, as a share of the film's height
-            ) -> Tensor: # (N,H,W) 0..1: 1 within the outline and that far around it (a square's reach), falling to 0 over one more pixel
+            ) -> Tensor: # (N,H,W) 0..1: 1 within the outline and to a pixel short of that distance (a square's reach), then 2/3, 1/3 and 0
     "Where a lesion and its surroundings are."
     k = max(1, round(near*where.shape[1]))
     around = F.max_pool2d(torch.from_numpy(where)[:, None].float(), 2*k + 1, 1, k)
@@ -85,7 +85,7 @@ def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier l
     changes, scores = look_at(scorer, films.diseased, blur)
     where = outlines(scores, look_at(scorer, films.healthy, blur)[1], rare, share)
     if not where.any():
-        raise LazysegError("The generator marks no more on diseased films than on healthy ones, so there is nothing to paste. "
+        raise TrainingFailed("The generator marks no more on diseased films than on healthy ones, so there is nothing to paste. "
                            "Train it longer, or on more films.")
     return (changes*close_to(where, near) if near else changes).half().numpy(), where
 
@@ -99,7 +99,8 @@ def scatter(lesions:Tensor, # (B, 2, H, W): difference and outline
     angle, scale = draw(n) * math.radians(8), 1 + .15 * draw(n)
     grid = torch.zeros(n, 2, 3)
     grid[:, 0, 0] = grid[:, 1, 1] = angle.cos() * scale
-    grid[:, 0, 1], grid[:, 1, 0] = -angle.sin() * scale, angle.sin() * scale
+    h, w = lesions.shape[-2:] # the grid counts each side of a film as 2, however long it is
+    grid[:, 0, 1], grid[:, 1, 0] = -angle.sin() * scale * (h/w), angle.sin() * scale * (w/h)
     grid[:, :, 0] *= torch.where(draw(n) < 0, -1., 1.)[:, None]
     grid[:, :, 2] = draw(n, 2) * .1
     return F.grid_sample(lesions, F.affine_grid(grid, lesions.shape, align_corners=False).to(lesions), align_corners=False)
@@ -113,8 +114,9 @@ def elsewhere(pages:Tensor, # (B, C, H, W): film, outline
     draw = lambda *shape: torch.rand(*shape, generator=rng) * 2 - 1
     angle, zoom, stretch = draw(n) * math.radians(7), (.12 * draw(n)).exp(), (.06 * draw(n)).exp()
     grid = torch.zeros(n, 2, 3)
-    grid[:, 0, 0], grid[:, 0, 1] = angle.cos() * zoom * stretch, -angle.sin() * zoom
-    grid[:, 1, 0], grid[:, 1, 1] = angle.sin() * zoom, angle.cos() * zoom / stretch
+    h, w = pages.shape[-2:]
+    grid[:, 0, 0], grid[:, 0, 1] = angle.cos() * zoom * stretch, -angle.sin() * zoom * (h/w)
+    grid[:, 1, 0], grid[:, 1, 1] = angle.sin() * zoom * (w/h), angle.cos() * zoom / stretch
     grid[:, :, 2] = draw(n, 2) * .06
     return F.grid_sample(pages, F.affine_grid(grid, pages.shape, align_corners=False).to(pages), align_corners=False)
 
@@ -200,7 +202,7 @@ def taught_films(films:Films, # with the split train
 
 # %% ../nbs/03b_exercises.ipynb #3ce78564
 BY_A_PUPIL = dict(share=.5, blur=1/64) # how the map of a pupil is outlined, where it is the teacher: see `lesions_of`
-BOOK_VERSION = 1 # raise it when the same teacher, films and seed would no longer make the same pupil: a kept one is then taught anew
+BOOK_VERSION = 2 # raise it when the same teacher, films and seed would no longer make the same pupil: a kept one is then taught anew
 
 def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier lesson: the teacher
           films:Films, # with the split train
