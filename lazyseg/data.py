@@ -36,7 +36,7 @@ from filelock import FileLock
 from skimage.draw import polygon2mask
 
 from .core import LazysegError, cache_dir, one_of, progress, whole_file
-from .film import BIGGEST, PICTURES, VIEWS, is_dicom, make_view, read_film, resize, template_region
+from .film import BIGGEST, PICTURES, VIEWS, is_dicom, make_view, read_film, read_mask, resize, template_region
 from .lungs import find_lungs, lungs_version
 
 # %% ../nbs/01_data.ipynb #79c2655b
@@ -602,7 +602,7 @@ def load_row(row, # a row of a source's table
     parts = dict(film=read_film(root/row.path))
     for name in ('truth','lungs'):
         if getattr(row, name, ''):
-            mask = read_film(root/getattr(row, name)) > 0
+            mask = read_mask(root/getattr(row, name))
             parts[name] = mask if mask.shape == parts['film'].shape else resize(mask, *parts['film'].shape) >= .5
     if getattr(row, 'shapes', ''):
         try: truth = draw_shapes(row.shapes, *_stored_shape(root/row.path, parts['film']))
@@ -919,6 +919,8 @@ def cached_parts(source:Source, # from `get_source`, with a `root`
                                 or p == 'lungs' and 'found_by' in how)
     parts = [p for p, columns in _PARTS.items() if there(p, columns)]
     with FileLock(folder/'lock'): # a second process waits here, and then finds the films ready
+        if (folder/'rows.npy').is_file() and _mended(folder, source, height, width, how):
+            (folder/'rows.npy').unlink(), (folder/'faults.jsonl').unlink(missing_ok=True) # all are read again
         if not (folder/'rows.npy').is_file():
             store = FilmStore(folder, len(source), height, width, parts)
             if bad == 'stop': store.state[store.state == 2] = 0 # they are tried, and named, again
@@ -929,6 +931,16 @@ def cached_parts(source:Source, # from `get_source`, with a `root`
     return {p: np.load(folder/f'{p}.npy', mmap_mode='r') for p in parts}, rows
 
 # %% ../nbs/01_data.ipynb #dadc0ac3
+def _mended(folder:Path, source:Source, height:int, width:int, how:dict) -> bool:
+    "Whether one of a few films that could not be read can be read now: a library was missing, or a permission."
+    gone = np.setdiff1d(np.arange(len(source)), np.load(folder/'rows.npy'))
+    some = np.unique(np.linspace(0, len(gone) - 1, 16).astype(int)) if len(gone) else []
+    for row in source.table.iloc[gone[some]].itertuples(index=False):
+        try: source.read(row, height, width, **how)
+        except LazysegError: continue
+        return True
+    return False
+
 def _tell_faults(file:Path, n:int, total:int, bad:str):
     "Say aloud how many films are left out and why, or stop."
     reasons = [json.loads(line)[1] for line in file.read_text().splitlines()]

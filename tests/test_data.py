@@ -16,6 +16,7 @@ from PIL import Image
 
 from lazyseg import data, film
 from lazyseg.core import LazysegError
+from lazyseg.film import read_mask
 from lazyseg.data import (add_truth, coco_runs, draw_shapes, get_films, get_source, make_view, nih_table, read_film, resize, set_split,
                           split_patients, template_region, unpaired_loaders)
 
@@ -335,6 +336,30 @@ def test_dicom_without_pydicom_says_which_extra(tmp_path, monkeypatch):
     (tmp_path/'a.dcm').write_bytes(b'\0'*128 + b'DICM')
     monkeypatch.setitem(sys.modules, 'pydicom', None)
     with pytest.raises(LazysegError, match=r'lazyseg\[dicom\]'): read_film(tmp_path/'a.dcm')
+
+
+def test_films_that_could_not_be_read_are_tried_again(tmp_path, monkeypatch):
+    "A library was missing, or a permission: that is no fault of the film, and not for ever."
+    source = get_source('table', table_of(tmp_path), root=tmp_path)
+    read = data.read_film
+    def broken(path):
+        if str(path).endswith('3.png'): raise LazysegError(f'{path} needs something that is not there.')
+        return read(path)
+    monkeypatch.setattr(data, 'read_film', broken)
+    with pytest.warns(UserWarning, match='1 of .* left out'): few = get_films(source, 16, bad='skip')
+    with pytest.warns(UserWarning, match='1 of .* left out'): get_films(source, 16, bad='skip')
+    monkeypatch.setattr(data, 'read_film', read)
+    assert len(get_films(source, 16, bad='skip')) == len(get_films(source, 16)) == len(few) + 1
+
+
+@pytest.mark.parametrize('yes, ending', [(1, 'png'), (255, 'png'), (255, 'jpg')])
+def test_a_mask_is_the_same_mask_whatever_it_came_in(tmp_path, yes, ending):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[20:41, 11:30] = yes
+    Image.fromarray(mask).save(tmp_path/f'mask.{ending}')
+    assert np.array_equal(read_mask(tmp_path/f'mask.{ending}'), mask > 0)
+    Image.fromarray(mask*0).save(tmp_path/'none.png')
+    assert not read_mask(tmp_path/'none.png').any()
 
 
 def test_download_without_kagglehub_says_what_to_do(monkeypatch):
