@@ -10,9 +10,9 @@ __all__ = ['CREDIT', 'FINE_MM', 'ANATOMY', 'POSE', 'OUTSIDE', 'ASPECT', 'CONTROL
            'Disease', 'Pneumonia', 'Edema', 'Emphysema', 'Hernia', 'blur', 'expose', 'develop', 'near_line', 'curve',
            'wire', 'ball', 'breasts', 'nipples', 'nodes', 'catheter', 'feeding_tube', 'windpipe_tube', 'leads',
            'pacemaker', 'folds', 'stamp', 'marks', 'healthy_tissue', 'Scene', 'shift_of', 'fall_ill', 'scene_to_film',
-           'render', 'film_table', 'phantom_arrays', 'phantom', 'several_table', 'several_arrays', 'likeness',
-           'ask_classifier', 'ask_border', 'ask_nearest', 'ask_outlines', 'gates', 'gates_file', 'gate_values',
-           'passed', 'film_beside_twin', 'in_words', 'play']
+           'render', 'seed_of', 'film_table', 'phantom_arrays', 'phantom', 'several_table', 'several_arrays',
+           'likeness', 'ask_classifier', 'ask_border', 'ask_nearest', 'ask_outlines', 'gates', 'gates_file',
+           'gate_values', 'passed', 'film_beside_twin', 'in_words', 'play']
 
 # %% ../nbs/00_phantom.ipynb #7f91ad1d
 import hashlib, json, math, os, subprocess, sys, tempfile, zipfile, zlib
@@ -157,7 +157,8 @@ def chest(fine:bool=False, # 2.1 x 2.5 mm, for films above 96 px; else 3.5 mm
 
 # %% ../nbs/00_phantom.ipynb #6ee09eb3
 ANATOMY = dict( # what stays with a patient: (lowest, highest) in training, then only in the shifted set
-    width=((.90, 1.10), (.80, .88)), height=((.92, 1.10), (.82, .90)), thick=((.88, 1.15), (1.16, 1.3)), # times the CT's
+    # times the CT's. `thick` moves organs nearer to the tube or the film; what rays meet is counted in mm of the CT, and `fat` adds to it
+    width=((.90, 1.10), (.80, .88)), height=((.92, 1.10), (.82, .90)), thick=((.88, 1.15), (1.16, 1.3)),
     heart=((.88, 1.12), (1.1, 1.2)), warp=((4, 9), (9, 11)), fat=((0, 40), (40, 70)), # times, mm, mm of water
     lung=((.8, 1.25), (1.25, 1.5)), bone=((.8, 1.4), (.6, .8)))                       # times the CT's density
 POSE = dict( # what changes from film to film
@@ -220,7 +221,7 @@ def upsample(points, # (a, b, c, 3) control points: front to back, height, width
 def control_points(patient:dict, # numbers of `ANATOMY` and `POSE`
                    aspect:float, # width by height
                   ) -> torch.Tensor: # (*CONTROL, 3) mm in the room: left, front, up
-    "Where the rays run: they leave a tube 1.8 m behind the patient and meet the film in front."
+    "Where the rays run: they leave a tube 1.8 m from the film, behind the patient, and meet the film in front."
     halves = (DEPTH/2, patient['fov']/2, patient['fov']*aspect/2)
     y, v, u = torch.meshgrid(*[((torch.arange(n) - 1)/(n - 3)*2 - 1)*h for n, h in zip(CONTROL, halves)], indexing='ij')
     nearer = 1 - (DEPTH/2 - y)/1800
@@ -674,7 +675,7 @@ class Scene:
 
     def look(self, volumes, # (c, voxels)
              grid, # (steps, h, w, 3) -1..1, from `grid`
-            ): # (c, h, w): mm along each ray
+            ): # (c, h, w): mm of the CT along each ray
         path = F.grid_sample(volumes.unflatten(1, self.chest.shape)[None], grid[None], align_corners=True, padding_mode='border')[0].mean(1)
         return path*DEPTH/self.numbers['thick']
 
@@ -809,6 +810,12 @@ _CHUNK = 64       # films rendered between two marks of progress
 SHARES = dict(train=.6, valid=.15, test=.25)
 
 # %% ../nbs/00_phantom.ipynb #62cc94cf
+def seed_of(seed, # any value
+            shifted:bool, # of a test set from other ranges
+           ): # another seed for those
+    "What the draws of a set of films start from: nobody of a shifted set is in the set that was trained on."
+    return f'shifted-{seed}' if shifted else seed
+
 def film_table(disease:str, # one of `DISEASES`
                n:int, # films a class
                seed:int=0, # seed of every draw
@@ -823,6 +830,7 @@ def film_table(disease:str, # one of `DISEASES`
     between('n', n, 1), between('films_per_patient', films_per_patient, 1)
     for name, value in dict(label_noise=label_noise, others=others, shortcut=shortcut).items(): between(name, value, 0, 1)
     for name in split or (): one_of('split', name, SHARES)
+    seed = seed_of(seed, shifted)
     chance = lambda what, key: stream(seed, what, key).random()
     rows = range(2*n)
     patient = [r//films_per_patient for r in rows]
@@ -833,7 +841,8 @@ def film_table(disease:str, # one of `DISEASES`
     labels = ['|'.join(filter(None, [disease if k else '', m])) or 'No Finding' for k, m in zip(ill != wrong, more)]
     severity = [draw_severity(stream(f'{seed}-{r}', disease)) if k else 0. for r, k in zip(rows, ill)]
     tag = [bool(shortcut) and chance('tag', r) < .5 + (.5*float(shortcut) if k else -.5*float(shortcut)) for r, k in zip(rows, ill)]
-    return pd.DataFrame(dict(path=[f'phantom/{disease}/{seed}/{r:06d}' for r in rows], patient=[f'p{p:06d}' for p in patient],
+    who = [f"{'shifted-'*shifted}p{p:06d}" for p in patient]
+    return pd.DataFrame(dict(path=[f'phantom/{disease}/{seed}/{r:06d}' for r in rows], patient=who,
         labels=labels, diseased=ill != wrong, split=part, view='PA', label_noise=wrong, truly_diseased=ill,
         severity=severity, others=more, tag=tag))
 
@@ -891,7 +900,7 @@ def phantom_arrays(disease:str='pneumonia', # one of `DISEASES`
     "Films of both classes, rendered into the cache the first time, memory-mapped from it ever after."
     one_of('disease', disease, DISEASES)
     table = film_table(disease, n, seed, shifted, films_per_patient, label_noise, split, others, shortcut)
-    look = dict(size=size, aspect=aspect, shifted=shifted, **settings)
+    look, seed = dict(size=size, aspect=aspect, shifted=shifted, **settings), seed_of(seed, shifted)
     version = ALL_VERSIONS if others else VERSIONS[disease]
     key = json.dumps(look | dict(shifted=shifted and OUTSIDE, disease=disease, n=n, seed=seed, films_per_patient=films_per_patient,
                                  others=others, shortcut=shortcut, version=version), sort_keys=True)
@@ -1117,7 +1126,7 @@ def film_beside_twin(seen:dict, # from `render`
     fig, axes = plt.subplots(1, 2, figsize=(7.6, 4.1), layout='constrained')
     for ax, k, title in zip(axes, ('film', 'twin'), ('the film', 'without the disease')):
         ax.imshow(seen[k], cmap='gray', vmin=0, vmax=255), ax.axis('off'), ax.set_title(title, fontsize=9)
-    if outline and seen['truth'].any(): axes[0].contour(seen['truth'], [.5], colors='#E69F00', linewidths=1)
+    if outline and seen['truth'].any(): axes[0].contour(seen['truth'], [.5], colors='#56B4E9', linewidths=1)
     return fig
 
 def in_words(seen:dict, # from `render`

@@ -157,7 +157,8 @@ def test_shifted_films_come_from_other_ranges(fresh):
         for name, number in shifted.items(): assert any(low <= number <= high for low, high in ranges[name]), name
     assert .8*P.OUTSIDE < np.mean(strange) < 1.2*P.OUTSIDE and np.all(np.any(strange, axis=0)), np.mean(strange)
     table, arrays = P.phantom_arrays('hernia', n=3, size=32, seed=1, shifted=True)
-    assert set(table.split) == {'test'}
+    assert set(table.split) == {'test'} and not set(table.patient) & set(P.film_table('hernia', 3, seed=1).patient)
+    assert (table.severity != P.film_table('hernia', 3, seed=1).severity).any() # nobody of the set that was trained on
     assert (arrays['film'] != P.phantom_arrays('hernia', n=3, size=32, seed=1)[1]['film']).any()
 
 
