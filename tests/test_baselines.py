@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lazyseg import baselines as b
-from lazyseg.core import LazysegError
+from lazyseg.core import LazysegError, TrainingFailed
 from lazyseg.data import Films
 from lazyseg.evaluation import image_auroc, pixel_average_precision
 from lazyseg.thresholding import score_films
@@ -87,7 +87,7 @@ def test_grad_cam_of_the_last_layer_is_the_class_activation_map():
     model = b.FilmClassifier(width=4, stride=4).eval()
     films = torch.rand(3, 1, 32, 32)
     evidence = model.evidence(films) - model.head.bias
-    expected = b.upsample((evidence/evidence[0].numel()).clamp(min=0), films, corners=True)
+    expected = b.upsample((evidence/evidence[0].numel()).clamp(min=0), films)
     torch.testing.assert_close(b.grad_cam(model, model.body, films), expected.detach())
 
 
@@ -99,7 +99,7 @@ def test_grad_cam_is_captums():
     for stage in (1, 2, 3):
         layer = model[0][3 + stage]
         theirs = attr.LayerGradCam(lambda x: model(x)[:, None], layer).attribute(films, target=0).clamp(min=0)
-        theirs = torch.nn.functional.interpolate(theirs, films.shape[2:], mode='bilinear', align_corners=True)[:, 0]
+        theirs = torch.nn.functional.interpolate(theirs, films.shape[2:], mode='bilinear')[:, 0] # where captum leaves off, each place is the middle of what it looks at
         ours = b.grad_cam(model, layer, films)
         torch.testing.assert_close(ours, theirs.detach())
         most.append(float(ours.max()))
@@ -122,6 +122,20 @@ def test_maps_are_not_shifted():
     at = torch.arange(64.)
     centre = float((seen.sum(1)*at).sum()/seen.sum())
     assert abs(centre - (8*4 + 1.5)) < .75
+
+
+def test_a_place_of_the_classifier_is_drawn_where_it_looks():
+    "Grad-CAM: the middle of the film's pixels that a place answers to is the middle of the pixels that it is drawn on."
+    torch.manual_seed(0)
+    for stage in (1, 2, 3):
+        net, place = b.make_resnet(.25)[0].eval(), 2 if stage == 3 else 5
+        film = torch.rand(1, 1, 64, 64, requires_grad=True)
+        features = net[:4 + stage](film)
+        seen = sum(torch.autograd.grad(features[0, c, place, place], film, retain_graph=True)[0][0, 0].abs() for c in range(features.shape[1]))
+        spot = torch.zeros(1, *features.shape[2:])
+        spot[0, place, place] = 1
+        middle = lambda heat: float((heat.sum(1)*torch.arange(64.)).sum()/heat.sum())
+        assert abs(middle(seen) - middle(b.upsample(spot, film)[0])) < 1., stage
 
 
 def test_faults_say_what_is_missing():
@@ -166,7 +180,10 @@ def test_a_benchmark_resumes_and_mends_what_is_broken(tmp_path, monkeypatch):
 
 
 def test_a_method_that_diverges_is_a_row_of_the_table(tmp_path, monkeypatch):
-    def diverge(films, **settings): raise LazysegError('Training diverged at step 7.')
+    def diverge(films, **settings): raise TrainingFailed('Training diverged at step 7.')
+    def full(films, **settings): raise LazysegError('The disk is full.')
+    monkeypatch.setitem(b.BASELINES, 'autoencoder', full)
+    with pytest.raises(LazysegError, match='disk is full'): run(tmp_path, monkeypatch, ('empty mask', 'autoencoder')) # and is tried again
     monkeypatch.setitem(b.BASELINES, 'autoencoder', diverge)
     found = run(tmp_path, monkeypatch, ('empty mask', 'autoencoder', 'mean-healthy difference'))
     assert b.wide_table(found).loc['autoencoder', 'pneumonia'] == 'did not train'
