@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .core import LazysegError
+from .thresholding import draw_outline
 
 # %% ../nbs/07_displacement.ipynb #5d40884f
 def perfect_map(film, # (N, H, W) uint8
@@ -57,13 +58,9 @@ def figure_channels(film, # (N, H, W) uint8 or 0..1
             if i == len(axes) - 1: fig.colorbar(shown, ax=axes[:, list(row).index(ax)], location='bottom', shrink=.9, aspect=16)
         for ax in row:
             ax.axis('off')
-            if truth is not None: _outline_of(ax, truth[i])
+            if truth is not None: draw_outline(ax, truth[i], '#56B4E9')
     for ax, title in zip(axes[0], ['film', 'counterpart', *(t for t, _, _ in looks.values())]): ax.set_title(title, fontsize=10)
     return fig
-
-def _outline_of(ax, truth): # (H, W), drawn if there is any
-    "Outline the truth in blue."
-    if np.any(truth): ax.contour(np.asarray(truth, float), [.5], colors='#56B4E9', linewidths=1.2)
 
 # %% ../nbs/07_displacement.ipynb #0e8c5350
 def kept_examples(run, # folder of an ablation run, from the project's root

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ZONES', 'COLUMNS', 'dice', 'iou', 'marked_area', 'paper_accuracy', 'pixel_average_precision', 'pixel_auroc',
            'image_auroc', 'pointing_game', 'share_inside', 'boxes_to_masks', 'energy_in_box', 'lung_zones',
-           'zones_to_masks', 'Measured', 'check_input', 'measure', 'ap_from_counts', 'auroc_from_counts',
-           'patient_draws', 'metric_draws', 'summarise', 'evaluate', 'best_dice', 'compare', 'precision_recall',
-           'sensitivity_by_marked_area', 'curves_figure', 'pick_cases', 'case_page', 'as_text', 'results_table',
-           'repeatability', 'label_only_criteria', 'shuffle_weights']
+           'zones_to_masks', 'Measured', 'note_on_truth', 'check_input', 'measure', 'ap_from_counts',
+           'auroc_from_counts', 'patient_draws', 'metric_draws', 'summarise', 'evaluate', 'best_dice', 'compare',
+           'precision_recall', 'sensitivity_by_marked_area', 'curves_figure', 'pick_cases', 'case_page', 'as_text',
+           'results_table', 'repeatability', 'label_only_criteria', 'shuffle_weights']
 
 # %% ../nbs/05_evaluation.ipynb #c5a83113
 from copy import deepcopy
@@ -161,6 +161,13 @@ class Measured:
     def __len__(self): return len(self.table)
 
 # %% ../nbs/05_evaluation.ipynb #408e6fdc
+def note_on_truth(about:dict, # of a measured method, see `evaluate`
+                 ) -> str: # empty where every film has an outline, or none has
+    "How many diseased films have no outline, and what they count for."
+    n = about.get('diseased_without_truth', 0)
+    if not 0 < n < about['diseased']: return ''
+    return f"{n} of {about['diseased']} diseased test films have no pixel of truth at this size, and count for image AUROC alone"
+
 def check_input(scores, # (N,H,W) score maps of test films
                 truth, # (N,H,W) bool; None where there is none
                 diseased, # (N,) bool, the image label
@@ -183,7 +190,7 @@ def check_input(scores, # (N,H,W) score maps of test films
             raise LazysegError("The truth covers most of most diseased films: it looks inside out (1 has to mean disease).")
         if (~diseased).any() and (area[~diseased] > 0).mean() > .5:
             raise LazysegError("Most films called healthy have disease in their truth: the two domains look swapped.")
-    shared = operating_point.chosen_on & set(patients)
+    shared = operating_point.chosen_on & set(map(str, patients))
     if shared:
         raise LazysegError(f"The operating point was chosen on {len(shared)} of the patients it is tested on. "
                            "Choose it on validation films.")
@@ -510,8 +517,8 @@ def label_only_criteria(scores_healthy, # (N,H,W) maps of validation films calle
                         again=None, # (M,H,W) a second map of the same diseased films, see `repeatability`
                         lungs=None, # (M,H,W) bool, the lungs of the diseased films
                         area:float=.005, # what may be marked on healthy films
-                       ) -> dict: # name -> float, larger is better
-    "Candidates for choosing an epoch or a setting: nothing here has seen an outline."
+                       ) -> dict: # name -> float
+    "Candidates for choosing an epoch or a setting: nothing here has seen an outline. Whether larger is better is the question."
     healthy, diseased = (np.asarray(s, np.float32) for s in (scores_healthy, scores_diseased))
     point = threshold_for_marked_area(healthy, area)
     mask = point.mask(diseased)

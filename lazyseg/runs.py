@@ -23,6 +23,7 @@ from .core import LazysegError, fewer_colours, one_of, project_root, whole_file
 from .data import LUNG_MASKS, VIEWS, Films, Source, get_films, get_source
 from .phantom import DISEASES, VERSIONS
 from .scale import DEVICE_PROFILES
+from .thresholding import draw_outline
 from .training import METHODS, PROFILES, same_method
 
 # %% ../nbs/runs.ipynb #4a34f49e
@@ -30,11 +31,16 @@ SOURCES = ('phantom', 'table', 'folder', 'pneumonia', 'nih')
 
 # %% ../nbs/runs.ipynb #83ca2a57
 def data_name(path:str, # of a table or a folder; may be empty
-             ) -> str: # 'films.csv sha256:0123456789ab', a folder's name, or nothing
-    "A name for films on disk that says nothing of where they lie, and changes with their table."
+             ) -> str: # 'films.csv sha256:0123456789ab', the same of a folder, or nothing
+    "A name for films on disk that says nothing of where they lie, and changes with their table, or with what is in their folder."
     if not path: return ''
     path = Path(path)
-    return f'{path.name} sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}' if path.is_file() else path.name
+    if path.is_file(): found = path.read_bytes()
+    else: # names and sizes tell a folder of films from another; tables and lists in it count whole
+        files = sorted(p for p in path.rglob('*') if p.is_file())
+        words = lambda p: p.read_text(errors='replace') if p.suffix in ('.csv', '.txt') else ''
+        found = json.dumps([[p.relative_to(path).as_posix(), p.stat().st_size, words(p)] for p in files]).encode()
+    return f'{path.name} sha256:{hashlib.sha256(found).hexdigest()[:12]}'
 
 # %% ../nbs/runs.ipynb #24fccf44
 FIRST_FILMS = dict(phantom=4) # what runs saw that do not say it
@@ -267,11 +273,8 @@ def outline(ax, # matplotlib axes
             colour:str, # of the border
             label:str, # for a legend
            ):
-    "Draw the border of `mask` (H, W) on `ax`, if there is any."
-    mask = np.asarray(mask, float)
-    if mask.any(): ax.contour(np.pad(mask, 1), [.5], colors=colour, linewidths=1.4,
-                              extent=(-1.5, mask.shape[1] + .5, -1.5, mask.shape[0] + .5))
-    ax.set_xlim(-.5, mask.shape[1] - .5), ax.set_ylim(mask.shape[0] - .5, -.5)
+    "Draw the border of `mask` (H, W) on `ax`, if there is any, and name it for a legend."
+    draw_outline(ax, mask, colour)
     ax.plot([], [], color=colour, label=label)
 
 # %% ../nbs/runs.ipynb #3da88c59

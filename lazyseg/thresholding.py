@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 from scipy import ndimage
 
-from .core import LazysegError, one_of, progress
+from .core import LazysegError, TrainingFailed, one_of, progress
 
 # %% ../nbs/04_thresholding.ipynb #773edf21
 @torch.no_grad()
@@ -40,7 +40,7 @@ def score_films(scorer, # takes (B,1,H,W) float films in 0..1, gives (B,H,W) map
             raise LazysegError(f"{name} gave maps of shape {maps.shape} for films of shape {tuple(batch.shape)}; "
                                "a scorer returns (films, height, width).")
         if not np.isfinite(maps).all() or maps.min() < 0:
-            raise LazysegError(f"{name} gave scores that are negative or not finite; a score is 0 or more.")
+            raise TrainingFailed(f"{name} gave scores that are negative or not finite; a score is 0 or more.")
         scores[start:start+batch_size] = maps[...,::-1] if flip else maps
     return scores
 
@@ -113,7 +113,9 @@ class OperatingPoint:
     films: int = 0 # how many films chose it
     chosen_on: frozenset = field(default=frozenset(), repr=False, compare=False) # their patients; never written to a file
 
-    def __post_init__(self): one_of('mode', self.mode, MODES)
+    def __post_init__(self):
+        one_of('mode', self.mode, MODES)
+        object.__setattr__(self, 'chosen_on', frozenset(map(str, self.chosen_on))) # a patient is the same one as number and as text
 
     def to_dict(self) -> dict: # for JSON
         "All settings but the patients."
@@ -362,11 +364,15 @@ def calibrate(scores_healthy, # (N,H,W) scores of held-out healthy films
 
 # %% ../nbs/04_thresholding.ipynb #2ac4942c
 def draw_outline(ax, # matplotlib axes
-                 mask, # (H,W) bool, or None
+                 mask, # (H,W) bool, or 0 and 1, or None
                  colour:str, # blue '#56B4E9' for truth, orange '#E69F00' for what is marked
                 ):
-    "Draw the border of a mask, if it has one."
-    if mask is not None and np.any(mask) and not np.all(mask): ax.contour(mask, [.5], colors=colour, linewidths=1.2)
+    "Draw the border of a mask, if there is any; at the film's edge it is closed."
+    if mask is None: return
+    mask = np.asarray(mask, float)
+    h, w = mask.shape
+    if mask.any(): ax.contour(np.pad(mask, 1), [.5], colors=colour, linewidths=1.4, extent=(-1.5, w + .5, -1.5, h + .5))
+    ax.set_xlim(-.5, w - .5), ax.set_ylim(h - .5, -.5)
 
 def _threshold_curve(ax, smooth, truth, point): # Dice (with truth) and marked area against the threshold
     steps = np.linspace(0, float(smooth.max()) or 1., 100)

@@ -10,7 +10,7 @@ nbformat = pytest.importorskip("nbformat")
 from lazyseg.cli import main, train
 from lazyseg.core import LazysegError, project_root
 from lazyseg.phantom import VERSIONS
-from lazyseg.runs import already_there, check_settings, write_metrics
+from lazyseg.runs import already_there, check_settings, data_name, write_metrics
 
 pytestmark = pytest.mark.dev
 NOTEBOOK = project_root() / "nbs" / "train.ipynb"
@@ -41,6 +41,16 @@ def test_a_kept_run_is_one_with_the_same_settings_both_ways(tmp_path):
     for there, other in ((usual, skips), (skips, usual)):
         write_metrics(there.folder, dict(settings=there.recorded()))
         assert already_there(there) and not already_there(other)
+
+
+def test_a_folder_of_other_films_is_another_folder(tmp_path):
+    for hospital, shade in (("a", 1), ("b", 22)):
+        (tmp_path / hospital / "films").mkdir(parents=True)
+        (tmp_path / hospital / "films" / "1.png").write_bytes(b"x" * shade)
+    here, there = (data_name(str(tmp_path / h / "films")) for h in "ab")
+    assert here != there and here.startswith("films sha256:")
+    (tmp_path / "a/films/2.png").write_bytes(b"y")
+    assert data_name(str(tmp_path / "a/films")) != here
 
 
 def test_a_kept_run_on_films_that_the_phantom_draws_otherwise_by_now_is_made_anew(tmp_path):
