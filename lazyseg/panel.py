@@ -662,7 +662,7 @@ def make_panel(films:Several, # all films
     models = {}
     for name, scorer in scorers.items():
         settings = SimpleNamespace(view='film', disease=name, source='phantom', seed=seed)
-        models[name] = replace(Segmenter.of_run(scorer, points[name], settings, one_disease(films, name, way, seed)), known=None)
+        models[name] = Segmenter.of_run(scorer, points[name], settings, one_disease(films, name, way, seed))
     known = KnownFilms.of(films.split('train').film[:], films.split('valid').film[:])
     return Panel(models, diagnosis, rule, dict(way=way, source='phantom', seed=seed, credit=films.credit), known, metrics)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .core import LazysegError, one_of, whole_file
 from .film import (BIGGEST, LUNG_TEMPLATE, PICTURES, VIEWS, crop_box, full_scale, inside_box, lung_box, lung_edges, make_view,
-                          read_film, resize, square_shape, template_row, two_lungs)
+                          read_film, read_mask, resize, square_shape, template_row, two_lungs)
 from .lungs import find_lungs, lungs_version, odd_lungs
 from .models import MAPS, Generator, GeneratorScorer, Outliner, PupilScorer
 from .thresholding import Calibration, OperatingPoint, image_score
@@ -379,11 +379,14 @@ class Segmenter:
               ):
         "What a training run leaves: describes its films, and notes what it was."
         from lazyseg.data import lung_counts # here, since using a model needs none of that chapter
+        from lazyseg.runs import data_name
         held_out = films.split('valid')
         count = films.split('train').table.groupby('diseased').patient.agg(['size', 'nunique'])
         about = dict(choices=asdict(scorer.learn.model.m), name=scorer.name, size=films.film.shape[1], width=films.film.shape[2],
                      view=settings.view, disease=settings.disease, source=settings.source, seed=settings.seed,
-                     credit=films.credit, lungs=lung_counts(films),
+                     credit=films.credit, lungs=lung_counts(films), # and whose films are its training's: see `lazyseg evaluate`
+                     trained_on=dict(data=data_name(getattr(settings, 'data', '')), where=getattr(settings, 'where', ''),
+                                     seed=settings.seed),
                      films={('diseased' if sick else 'healthy'): dict(films=int(n), patients=int(p)) for sick, n, p in count.itertuples()})
         known = KnownFilms.of(films.split('train').film[:], held_out.film[:]) if len(films.split('train')) >= 10 else None
         return cls(scorer, point, about, known, calibration, metrics)
@@ -397,7 +400,7 @@ def prepare(self:Segmenter, film, # a path or an array
            ) -> tuple: # (h, w) uint8; Place; list of what is odd
     "A film as the model sees it, and the way back."
     grey, notes = (read_film(film), file_notes(film)) if isinstance(film, (str, Path)) else as_grey(film)
-    if isinstance(lungs, (str, Path)): lungs = read_film(lungs) >= .5
+    if isinstance(lungs, (str, Path)): lungs = read_mask(lungs)
     if lungs is not None:
         lungs = np.asarray(lungs).astype(bool)
         if lungs.shape != grey.shape: raise LazysegError(f"The lung mask is {lungs.shape} and the film {grey.shape}: they have to agree.")
@@ -570,7 +573,8 @@ def model_card(about:dict, # settings.json
         '- It was measured on films of the source above and on no others. Elsewhere it may be worse, and nobody knows by how much.',
         '- It marks what differs from the healthy films it saw. '
         'Other findings, tubes and scars may be marked; faint disease may be missed.',
-        '- Films unlike its training films get a warning (`warnings`, `distance`); a film without a warning is not thereby safe.',
+        '- Films unlike its training films get a warning (`warnings`, `distance`); a film without a warning is not thereby safe.'
+        if 'known.safetensors' in about['files'] else '- It does not know what its training films looked like, and warns of no film.',
         f"- It sees {about['size']} x {about['width']} pixels: nothing smaller than one of these."]
     if about['source'] == 'phantom': lines.append('- Its films were rendered from one CT with disease drawn in. It has not seen a patient.')
     return '\n'.join(lines) + f"\n\nWritten by lazyseg {about['version']}.\n"
