@@ -25,7 +25,7 @@ from .data import cut_films
 from .evaluation import best_dice, image_auroc, label_only_criteria, marked_area, pixel_average_precision
 from .film import VIEWS
 from .lungs import find_lungs
-from .runs import FIRST_FILMS, films_version
+from .runs import FIRST_FILMS, check_settings, films_version
 from .thresholding import score_films, threshold_from_labels
 from .training import METHODS, PROFILES, GeneratorScorer, SecondStage, choices_of, fingerprint, fit_method, method, same_method
 
@@ -212,12 +212,13 @@ def run_folder(disease:str, # of the phantom
 def ablate(diseases=('pneumonia',), # of the phantom
            variants=tuple(VARIANTS), # names of `VARIANTS`
            seeds=(0,), # a run each, of every variant
-           profile:str='cpu', # a row of `PROFILES`
+           profile:str='cpu', # 'auto', or a row of `PROFILES`
            epochs:int=0, # passes over the larger domain; 0: the profile's
            out:str='reports/ablation', # folder of all runs, from the project's root
           ) -> pd.DataFrame: # see `ablation_runs`
     "Run `nbs/ablate.ipynb` with papermill for every combination, and write the table to `out`/table.csv."
     from lazyseg.cli import find_notebook, run_notebook # here: the command line is built on all the rest
+    profile = check_settings(profile=profile).profile # what 'auto' is here
     for disease in diseases:
         for seed in seeds:
             for variant in variants:
@@ -235,7 +236,8 @@ def ablate(diseases=('pneumonia',), # of the phantom
 def _holds(file, disease, variant, profile): # is there a run of this variant as it is, on films as the phantom draws them now?
     if not file.is_file(): return False
     kept, (_, row, changes) = json.loads(file.read_text()), VARIANTS[variant]
-    return (FIRST_FILMS | kept['settings']).items() >= films_version(disease).items() and same_method(kept, row, profile, **changes)
+    asked = films_version(disease) | dict(profile=profile)
+    return (FIRST_FILMS | kept['settings']).items() >= asked.items() and same_method(kept, row, profile, **changes)
 
 # %% ../nbs/03a_ablation.ipynb #0b8eb828
 PANELS = {'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC',

@@ -21,7 +21,7 @@ from .cli import find_notebook, run_notebook, train
 from .core import LazysegError, forget_place, one_of, project_root, smaller_pictures, whole_file
 from .data import Films, Source
 from .film import resize, to_bytes
-from .evaluation import COLUMNS, as_text, dice
+from .evaluation import COLUMNS, as_text, dice, note_on_truth
 from .phantom import DISEASES, render
 from .runs import (MARKED, SOURCES, TRUTH, Settings, already_there, check_settings, outline, read_metrics, save_figure,
                           whole_number, yes_or_no)
@@ -291,7 +291,12 @@ def caption_table(runs:list, # from `find_runs`
     told = lambda name: ', '.join(dict.fromkeys(str(r.metrics['settings'][name]) for r in runs)) or 'none'
     lines = [f"**Figure 4.** The paper's table. Source: {told('source')}. Films: the test films of each run, counted in its line. "
              f"View: {told('view')}. Profile: {told('profile')}. Seed: {told('seed')}.",
-             "Means over diseased test films (image AUROC: all), with 95% intervals over patients."]
+             "Means over diseased test films with an outline (image AUROC: over all films; marked on healthy films: over those), "
+             "with 95% intervals over patients."]
+    for r in runs:
+        note = note_on_truth(r.result('empty mask').get('about', {'diseased': 0}))
+        if note: lines.append(f"Of {r.metrics['settings']['disease']}, {r.metrics['settings']['size']} px, {note}.")
+    lines = list(dict.fromkeys(lines)) # two methods, the same films
     outlined = not runs or any((r.result('empty mask').get('dice') or {}).get('value') is not None for r in runs)
     lines.append('The accuracy is 100 x (1 - mean squared error), for the empty mask too.' if outlined else
                  'Nobody has outlined these films: the accuracy, and whatever else needs an outline, is left out.')
