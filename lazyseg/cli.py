@@ -8,9 +8,11 @@ __all__ = ['NOTE', 'DRAWN', 'COMMANDS', 'find_notebook', 'run_notebook', 'train'
            'evaluate', 'audit', 'write_phantom', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #42c5246e
-import argparse, csv, hashlib, json, math, os, re, shlex, subprocess, sys
+import argparse, csv, hashlib, json, math, os, re, shlex, subprocess, sys, time
 from collections import Counter
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .core import LazysegError, demo_folder, forget_place, project_root, smaller_pictures, whole_file
 
@@ -168,8 +170,8 @@ def sweep_lines(diseases:list, # names; with films of your own, the labels to le
     "One `lazyseg train` for every disease, method and seed."
     usual = argparse.ArgumentParser()
     options_train(usual)
-    more = [w for k, v in shared.items() if v != usual.get_default(k)
-            for w in ([f"--{k.replace('_', '-')}", str(v)] if k != 'pictures' else ['--no-pictures'])]
+    more = [w for k, v in shared.items() if k != 'pictures' and v != usual.get_default(k) for w in (f"--{k.replace('_', '-')}", str(v))]
+    if not shared.get('pictures', True): more.append('--no-pictures')
     return [['lazyseg', 'train', d, '--method', m, '--seed', str(s), '--out', f'{out}/seed-{s}', '--keep', *more]
             for s in seeds for d in diseases for m in methods]
 
@@ -229,7 +231,9 @@ def _options_report(p):
 def _run_report(json=False, quiet=False, diseases=(), methods=(), sizes=(), **parameters):
     "Do what `lazyseg report` was asked for."
     from lazyseg.report import make_report, words
-    failed = make_report(*(words(' '.join(w)) for w in (diseases, methods, sizes)), progress=not (quiet or json), **parameters)
+    apart = lambda w: words(' '.join(w))
+    labels = apart(diseases) if parameters['source'] == 'phantom' else list(diseases) # of films of one's own, as they are written
+    failed = make_report(labels, apart(methods), apart(sizes), progress=not (quiet or json), **parameters)
     file = project_root()/parameters['out']/parameters['source']/'report.ipynb'
     _answer(dict(report=str(file), failed=failed), json, [f'Report: {file}', NOTE])
     for name, why in failed.items(): _say(f'FAILED: {name}: {why}')
@@ -239,7 +243,9 @@ def _run_report(json=False, quiet=False, diseases=(), methods=(), sizes=(), **pa
 def film_key(path:Path, # of a film
             ) -> str:
     "What a film is called in what is written: the start of its file's sha256."
-    try: return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    try:
+        if (size := path.stat().st_size) > 2**31: raise LazysegError(f"{path} is {size:,} bytes: too large for a film.")
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     except OSError as e: raise LazysegError(f"{path} can't be read: {e.strerror}.") from e
 
 # %% ../nbs/cli.ipynb #e12f39ae
@@ -288,15 +294,15 @@ _ROW = ('number', 'film', 'height', 'width', 'lungs', 'findings', 'image_score',
         'mask', 'overlay', 'dicom_seg', 'made_by', 'made_of')
 DRAWN = 2 # raise it when the same result would be drawn in another way: pictures of an earlier call are then drawn anew
 
-def _read_rows(out:Path, made_by:str) -> dict: # film -> row
-    "Rows of an earlier call that still hold: same model and settings, and their pictures there."
+def _read_rows(out:Path) -> dict: # film -> row
+    "Rows of earlier calls whose pictures are there."
     file = out/'films.csv'
     if not file.is_file(): return {}
     try:
         with open(file, newline='', encoding='utf-8') as f: rows = list(csv.DictReader(f))
     except (OSError, ValueError, csv.Error): return {} # not a table of ours any more: all films are marked anew
     return {r['film']: {k: r[k] for k in _ROW} for r in rows
-            if r.get('made_by') == made_by and not r.get('fault') and all(r.get(k) is not None for k in _ROW)
+            if not r.get('fault') and all(r.get(k) is not None for k in _ROW)
             and all((out/r[k]).is_file() for k in ('mask', 'overlay', 'dicom_seg') if r[k])}
 
 def _write_rows(out:Path, rows:list):
@@ -319,13 +325,16 @@ def _write_result(out:Path, key:str, path:Path, result, about:dict, dicom:bool) 
     for name, picture in pictures.items():
         row[name] = f'{name}s/{key}.png'
         with whole_file(out/row[name]) as p: picture.save(p, format='PNG', compress_level=3)
+    said = list(result.warnings)
     if dicom and is_dicom(path):
-        row['dicom_seg'] = f'dicom_seg/{key}.dcm'
-        with whole_file(out/row['dicom_seg']) as p: save_dicom_seg(path, mask, about, p)
+        try:
+            with whole_file(out/f'dicom_seg/{key}.dcm') as p: save_dicom_seg(path, mask, about, p)
+            row['dicom_seg'] = f'dicom_seg/{key}.dcm'
+        except LazysegError as e: said.append(f"has no DICOM SEG: {str(e).replace(str(path), 'it').replace(path.name, 'it')}")
     return row | dict(height=mask.shape[0], width=mask.shape[1], lungs=result.place.lungs_from,
                       image_score=round(result.image_score, 5), marked=round(float(mask.mean()), 6),
                       distance=round(result.distance, 3) if math.isfinite(result.distance) else '',
-                      warnings='; '.join(result.warnings), fault='')
+                      warnings='; '.join(said), fault='')
 
 # %% ../nbs/cli.ipynb #a8b90ef3
 def segment_batch(job:dict, # from `_start`
@@ -384,6 +393,13 @@ def _films_to_mark(films:list, out) -> list: # of paths
     if found and not paths: raise LazysegError(f"All films lie in {out}, where the marks are to go: choose another folder with -o.")
     return paths
 
+def _alone_in(out:Path) -> FileLock: # to be released
+    "No other call writes into `out` meanwhile."
+    lock = FileLock(out/'.lock')
+    try: lock.acquire(timeout=0)
+    except Timeout as e: raise LazysegError(f"Another call is writing into {out}. Wait until it is done, or give another folder.") from e
+    return lock
+
 def _load_model(model, kind:str, threshold, lungs, own_lungs): # `Segmenter` or `Panel`
     "A model or a panel, with what was asked of its threshold and its lungs."
     from dataclasses import replace
@@ -412,7 +428,8 @@ def _start(paths:list, model, kind:str, out:Path, threshold, dicom:bool, names:b
                            lungs_version() if by_network else ''])
     made_by = hashlib.sha256(settings.encode()).hexdigest()[:12]
     return dict(segmenter=segmenter, out=out, dicom=dicom, names=names, lungs=lungs and Path(lungs), made_by=made_by,
-                keys=film_names(paths, names), kept=_read_rows(out, made_by))
+                keys=film_names(paths, names), before=(before := _read_rows(out)), # of other settings, too
+                kept={k: r for k, r in before.items() if r['made_by'] == made_by})
 
 # %% ../nbs/cli.ipynb #a6fa6bd1
 def segment(films:list, # paths of films and folders
@@ -431,16 +448,21 @@ def segment(films:list, # paths of films and folders
         raise LazysegError("A panel has a threshold for each disease and writes no DICOM SEG: "
                            f"leave --threshold and --dicom out, or take one of its models, such as {_one_of(model)}.")
     paths, out = _films_to_mark(films, out), Path(out)
-    job = _start(paths, model, kind, out, threshold, dicom, names, lungs, own_lungs)
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
+    lock, rows, wrote = _alone_in(out), [], time.monotonic()
     try:
-        for i in _bar(range(0, len(paths), 16), 'films', quiet):
-            for row in segment_batch(job, paths[i:i + 16], i + 1): rows.append(row)
-    finally: # also when stopped by hand: what was done before and now stays
-        rows.sort(key=lambda r: r['number'])
-        done = {r['film'] for r in rows}
-        _write_rows(out, rows + [r for k, r in job['kept'].items() if k not in done])
+        job = _start(paths, model, kind, out, threshold, dicom, names, lungs, own_lungs)
+        def write(): # what was done before and now
+            rows.sort(key=lambda r: r['number'])
+            done = {r['film'] for r in rows}
+            _write_rows(out, rows + [r for k, r in job['before'].items() if k not in done])
+        try:
+            for i in _bar(range(0, len(paths), 16), 'films', quiet):
+                for row in segment_batch(job, paths[i:i + 16], i + 1): rows.append(row)
+                if time.monotonic() - wrote > 5: write(); wrote = time.monotonic() # whoever is killed keeps all but five seconds
+        finally: write() # also when stopped by hand
+    finally: lock.release()
+    if lungs: _say(f"{sum(r.get('lungs') == 'mask' for r in rows)} of {len(rows)} films have a lung mask in {lungs}.")
     say_warnings(rows)
     kept = sum(job['kept'].get(r['film'], {}).get('made_of') == r['made_of'] for r in rows)
     return dict(films=len(rows), kept=kept, faults=sum(bool(r['fault']) for r in rows),
@@ -475,8 +497,9 @@ def _run_segment(json=False, quiet=False, **given):
 def _films_to_measure(segmenter, source, data, where, disease, split, bad, films, seed): # `Films`; see `evaluate`
     "The films of one part, healthy and diseased ones among them."
     from lazyseg.data import get_source
-    from lazyseg.runs import get_films_aloud
+    from lazyseg.runs import check_source, get_films_aloud
     h, w = segmenter.size
+    check_source(source, data, where)
     how = dict(n=films) if source == 'phantom' else dict(data=data or None, where=where or None)
     found = get_films_aloud(get_source(source, disease=disease or segmenter.about['disease'], seed=seed, **how), h, w/h,
                             view=segmenter.about['view'], bad=bad, say=_say)
@@ -502,7 +525,7 @@ def evaluate(model, # a model's folder
     "Measure a model on films with labels."
     import numpy as np
     from lazyseg.evaluation import evaluate as measure_all
-    from lazyseg.runs import data_name
+    from lazyseg.runs import data_name, whole_number
     from lazyseg.segmenter import FAR, Segmenter
     from lazyseg.thresholding import OperatingPoint
     if check_model(model) == 'panel.json':
@@ -510,7 +533,7 @@ def evaluate(model, # a model's folder
     segmenter = Segmenter.load(model)
     about = segmenter.about
     # other phantoms than the training's; of films on disk, the training's own split
-    if seed is None: seed = about['seed'] + (source == 'phantom')
+    seed = about['seed'] + (source == 'phantom') if seed is None else whole_number('seed', seed, 0)
     unseen = source == 'phantom' or about.get('trained_on') == dict(data=data_name(data), where=where, seed=seed)
     found = _films_to_measure(segmenter, source, data, where, disease, split, bad, films, seed)
     sick = found.table.diseased.to_numpy(bool)
@@ -542,12 +565,13 @@ _MAYBE_SEEN = ('These are not the films, or not the filter or seed, that the mod
 
 def _run_evaluate(json=False, quiet=False, out=None, **given):
     "Do what `lazyseg evaluate` was asked for."
+    if out and Path(out).is_dir(): raise LazysegError(f"{out} is a folder: name a file for the numbers with -o.")
     found = evaluate(quiet=quiet or json, **given)
-    if out: _write_json(out, found)
     far = found['distance']
     lines = [_headline_of(found['results']), "The model does not say what films it knows: no distance." if far is None else
              f"Distance from the films the model knows: median {far['median']}; {100*far['beyond']:.0f}% too far."]
     _answer(found, json, lines + [_MAYBE_SEEN]*(not found['unseen']) + [found['credit'], NOTE])
+    if out: _write_json(out, found) # said already, should it fail
     return 0
 
 def _write_json(path, what:dict):
@@ -570,6 +594,8 @@ def audit(source='folder', # phantom, table, folder, pneumonia, nih ...: see `ge
     import matplotlib.pyplot as plt
     from lazyseg.audit import audit as look, draw_audit
     from lazyseg.data import get_source
+    from lazyseg.runs import check_source, whole_number
+    check_source(source, data, where), whole_number('most', most, 2), whole_number('size', size, 16)
     how = {} if source == 'phantom' else dict(data=data or None, where=where or None)
     films = get_source(source, disease=disease, **how)
     page = look(films, size, most, draw=False)
@@ -615,8 +641,8 @@ def write_phantom(disease='pneumonia', # pneumonia, edema, emphysema or hernia
     "Write `n` healthy and `n` diseased films with truth and lungs, as PNG, and films.csv. Films that today's phantom left there are kept."
     from PIL import Image
     from lazyseg.core import one_of
-    from lazyseg.phantom import CREDIT, DISEASES, VERSIONS, film_table, render
-    one_of('disease', disease, DISEASES)
+    from lazyseg.phantom import CREDIT, DISEASES, VERSIONS, between, film_table, render
+    one_of('disease', disease, DISEASES), between('size', size, 16, 4096)
     table, out = film_table(disease, n, seed), Path(out)
     name = f'{disease}-v{VERSIONS[disease]}-{size}-{seed}' # films that were drawn otherwise have another
     names = {k: [f'{k}/{name}-{i:05d}.png' for i in range(len(table))] for k in ('films', 'truth', 'lungs')}
@@ -689,9 +715,11 @@ def main(args=None, # words after `lazyseg`; None: those of this process
     import warnings
     warnings.filterwarnings('ignore', message='.*torch.jit.script.*') # of a library below, nothing a reader can act on
     warnings.showwarning = lambda message, *_, **__: _say(f'lazyseg: {message}') # a line, not a place in the code
+    if given['quiet'] or given['json']: os.environ['LAZYSEG_NO_BARS'] = '1'
     try: return COMMANDS[command][2](**given)
     except LazysegError as e: _say(f'lazyseg: {e}')
     except OSError as e: _say(f'lazyseg: {e.strerror or e}: {e.filename or ""}')
+    except MemoryError as e: _say(f'lazyseg: not enough memory for this. {e}')
     except KeyboardInterrupt:
         _say('\nStopped. What is finished is kept; the same command goes on from there.')
         return 130

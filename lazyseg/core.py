@@ -149,7 +149,7 @@ def in_lines(items, # what to go through
 def somebody_watches() -> bool:
     "Whether a progress bar would be seen: in a notebook or on a terminal, not in a file."
     from fastprogress.fastprogress import IN_NOTEBOOK # here, since a command that only prints its help need not wait for it
-    return IN_NOTEBOOK or sys.stdout.isatty()
+    return not os.environ.get('LAZYSEG_NO_BARS') and (IN_NOTEBOOK or sys.stdout.isatty())
 
 def progress(items, # what to go through
              total:int=None, # how many, where `items` cannot say

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'FIRST_FILMS', 'MARKED', 'TRUTH', 'data_name', 'films_version', 'Settings', 'whole_number', 'yes_or_no',
-           'check_settings', 'check_names', 'hold', 'provenance', 'commit', 'write_metrics', 'read_metrics',
-           'already_there', 'get_run_source', 'get_films_aloud', 'get_run_films', 'figure_costs', 'outline',
-           'figure_cases', 'save_figure']
+           'check_source', 'check_settings', 'check_names', 'hold', 'provenance', 'commit', 'write_metrics',
+           'read_metrics', 'already_there', 'get_run_source', 'get_films_aloud', 'aloud', 'get_run_films',
+           'figure_costs', 'outline', 'figure_cases', 'save_figure']
 
 # %% ../nbs/runs.ipynb #77f9d8b5
-import ast, hashlib, io, json, os, platform, subprocess, sys, time, warnings
+import ast, hashlib, io, json, os, platform, re, subprocess, sys, time, warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -76,7 +76,8 @@ class Settings:
 
     @property
     def folder(self) -> Path: # where this run writes
-        return Path(self.out)/self.source/self.disease/f'{self.method}-{self.size}'
+        label = re.sub(r'[\\/]|^\.+', '-', self.disease) # a label may hold what parts folders
+        return Path(self.out)/self.source/label/f'{self.method}-{self.size}'
 
     def recorded(self) -> dict: # what `metrics.json` says of them: all that shapes the result, and no path of this machine
         keep = {k: v for k, v in asdict(self).items() if k not in ('data', 'out') and _USUAL.get(k) != v}
@@ -104,6 +105,19 @@ def yes_or_no(name:str, # the setting, as the user typed its name
     return words[one_of(name, str(value).strip().lower(), words)]
 
 # %% ../nbs/runs.ipynb #17794378
+def check_source(source, # one of `SOURCES`, or another of the chapter on data
+                 data, # folder or table of films
+                 where, # query that keeps a part of it
+                 device='auto', # one of `DEVICE_PROFILES`
+                ):
+    "Refuse films of somebody's own that the phantom would not look at, and a device that is not there."
+    if device == 'cuda' and not torch.cuda.is_available():
+        raise LazysegError("device is 'cuda', and torch finds none here: give auto or cpu.")
+    if source == 'phantom' and (data or where):
+        raise LazysegError("data and where are for films of your own, and the source is 'phantom', which renders its films: "
+                           "name the source of yours as well, such as table or folder (--source).")
+
+# %% ../nbs/runs.ipynb #091c3ef6
 def check_settings(disease='pneumonia', # one of `DISEASES`, or a label of the films
                    source='phantom', # one of `SOURCES`
                    data='', # the films' folder or table, for any source but the phantom
@@ -124,15 +138,15 @@ def check_settings(disease='pneumonia', # one of `DISEASES`, or a label of the f
     "Check every parameter of a run; paths are taken from the project's root. Wrong ones raise a `LazysegError`."
     if profile == 'auto': profile = 'gpu' if torch.cuda.is_available() else 'cpu'
     one_of('profile', profile, PROFILES), one_of('method', method, METHODS), one_of('source', source, SOURCES)
-    one_of('view', view, VIEWS), one_of('lung_masks', lung_masks, LUNG_MASKS)
-    one_of('bad', bad, ('stop', 'skip')), one_of('device', device, ('auto', *DEVICE_PROFILES))
+    one_of('view', view, VIEWS), one_of('lung_masks', lung_masks, LUNG_MASKS), one_of('bad', bad, ('stop', 'skip'))
+    one_of('device', device, ('auto', *DEVICE_PROFILES)), check_source(source, data, where, device)
     if source == 'phantom':
         one_of('disease', disease, DISEASES)
         if credit: raise LazysegError("credit is for films of your own: the phantom names its CT itself.")
     elif not data: raise LazysegError(f"source is {source!r}, which needs films: set data to their folder or table.")
     if not str(disease).strip(): raise LazysegError("disease is empty. Name the label that diseased films carry.")
     size = whole_number('size', size, 0) or PROFILES[profile]['size']
-    if size % 8: raise LazysegError(f"size is {size}; it has to be divisible by 8, for example 64 or 128.")
+    if size % 8 or size < 16: raise LazysegError(f"size is {size}; it has to be divisible by 8 and at least 16, for example 64 or 128.")
     if data:
         data = project_root()/Path(data).expanduser()
         if not data.exists(): raise LazysegError(f"data is {data}, which does not exist.")
@@ -218,22 +232,30 @@ def get_run_source(settings:Settings, # of the run
     if settings.source == 'phantom': how = dict(n=PROFILES[settings.profile]['films'], size=settings.size, seed=settings.seed)
     else: how = dict(data=settings.data, where=settings.where or None, seed=settings.seed)
     if settings.credit: how['credit'] = settings.credit
-    return get_source(settings.source, disease=settings.disease, **how)
+    return aloud(get_source, settings.source, disease=settings.disease, **how)
 
 # %% ../nbs/runs.ipynb #a973f3ca
 def get_films_aloud(*what, # as for `get_films`
                     say=print, # called with the text of each warning
                     **how, # as for `get_films`
                    ) -> Films: # as bytes, from the cache
-    "Films by `get_films`. What it warns of is said without the names of films: it may end in a report that is shown to others."
+    "Films by `get_films`, see `aloud`."
+    return aloud(get_films, *what, say=say, **how)
+
+def aloud(do, # a function
+          *what, # its arguments
+          say=print, # called with the text of each warning
+          **how, # further arguments
+         ): # what it gives
+    "What `do` warns of is said, and without the names of films: it may end in a report that is shown to others."
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter('always', UserWarning)
-        films = get_films(*what, **how)
+        found = do(*what, **how)
     for text in (str(w.message) for w in heard if w.category is UserWarning):
         n, left_out, _ = text.partition(' films are left out: ')
         say(f"{n} films are left out: they can't be read, or no lungs were found on them. "
             "`get_films` with bad='skip' names them." if left_out else text)
-    return films
+    return found
 
 # %% ../nbs/runs.ipynb #beb3f274
 def get_run_films(settings:Settings, # of the run

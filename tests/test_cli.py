@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from filelock import FileLock
 from PIL import Image
 
 from lazyseg import cli
@@ -121,6 +123,36 @@ def test_nobody_is_given_the_marks_of_somebody_of_the_same_name(kept, tmp_path, 
     assert score(out) == score(tmp_path / "alone") != anna and len(rows(out)) == 1
     segment(tmp_path / "bert", kept, out, "--names")
     assert "(1 from an earlier call)" in capsys.readouterr().out
+
+
+def test_a_call_that_is_killed_keeps_its_table_and_other_settings_keep_their_rows(films, kept, tmp_path, capsys, monkeypatch):
+    out, clock = tmp_path / "out", iter(range(0, 10_000, 10))
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(cli, "_bar", lambda items, *more: (i for i in items if i == 0 or os._exit(9)))
+    for i in range(20): Image.fromarray(np.roll(FILM, i)).save(films / f"more{i:02d}.png")
+    child = os.fork()
+    if not child:
+        try: segment(films, kept, out)
+        finally: os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9 and len(rows(out)) == 16
+    monkeypatch.undo()
+    assert segment(films, kept, out) == 0 and "(16 from an earlier call)" in capsys.readouterr().out
+    (tmp_path / "one").mkdir()
+    Image.fromarray(255 - FILM).save(tmp_path / "one/new.png")
+    assert segment(tmp_path / "one", kept, out, "--threshold", "0.9") == 0
+    assert len(rows(out)) == 26 == len(list((out / "masks").iterdir())), "a row for every mask"
+    with FileLock(out / ".lock"): assert segment(films, kept, out) == 1
+    assert "Another call" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["train", "pneumonia", "--data", "x.csv"], ["train", "pneumonia", "--where", "x == 1"], ["audit", "--source", "phantom", "--data", "x"],
+                                   ["sweep", "--data", "x.csv"], ["report", "--data", "x.csv"], ["evaluate", "MODEL", "--data", "x"], ["evaluate", "MODEL", "--seed", "-1"],
+                                   ["audit", "--source", "phantom", "--most", "-3"], ["phantom", "--size", "100000"], ["train", "pneumonia", "--size", "8"],
+                                   pytest.param(["train", "pneumonia", "--device", "cuda"], marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"))])
+def test_what_would_not_be_looked_at_is_refused(words, kept, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([str(kept) if w == "MODEL" else w for w in words]) == 1
+    assert capsys.readouterr().err.startswith("lazyseg: ")
 
 
 @pytest.mark.parametrize("given, said", [(["nowhere"], "not there"), (["films", "-m", "nowhere"], "nowhere")])
@@ -289,12 +321,13 @@ def test_evaluate_and_audit_on_files_of_the_phantom(kept, tmp_path, capsys, monk
 
 
 @pytest.mark.parametrize("source, seed", [("table", 3), ("phantom", 4)])
-def test_a_model_is_measured_on_films_that_its_training_did_not_see(model, tmp_path, monkeypatch, source, seed):  # noqa: F811
+def test_a_model_is_measured_with_the_seed_of_its_split_and_on_other_phantom_films(model, tmp_path, monkeypatch, source, seed):  # noqa: F811
     kept = replace(model, about=model.about | dict(seed=3)).save(tmp_path / "model")
     def ask(source, **how): raise LazysegError(f"seed {how['seed']}")
     monkeypatch.setattr("lazyseg.data.get_source", ask)
-    with pytest.raises(LazysegError, match=f"seed {seed}"): cli.evaluate(kept, source, "films.csv")
-    with pytest.raises(LazysegError, match="seed 7"): cli.evaluate(kept, source, "films.csv", seed=7)
+    data = "films.csv" if source == "table" else ""
+    with pytest.raises(LazysegError, match=f"seed {seed}"): cli.evaluate(kept, source, data)
+    with pytest.raises(LazysegError, match="seed 7"): cli.evaluate(kept, source, data, seed=7)
 
 
 def test_it_is_said_where_training_patients_may_be_among_those_measured(model, tmp_path, capsys):  # noqa: F811

@@ -275,7 +275,8 @@ def sweep(out, *more):
 def test_a_sweep_writes_one_command_a_line_and_refuses_what_no_run_would_take(tmp_path, capsys):
     import shlex
     from lazyseg.cli import main, parser
-    assert sweep(tmp_path / "two words", "--where", "age > 18 and sex == 'F'") == 0
+    (tmp_path / "films.csv").touch()
+    assert sweep(tmp_path / "two words", "--source", "table", "--data", str(tmp_path / "films.csv"), "--where", "age > 18 and sex == 'F'") == 0
     lines = (tmp_path / "two words" / "sweep.txt").read_text().splitlines()
     given = [vars(parser().parse_args(shlex.split(line)[1:])) for line in lines] # every line is a command
     assert [g["seed"] for g in given] == [0, 1] and len({g["out"] for g in given}) == 2
@@ -300,6 +301,12 @@ def test_a_finished_run_is_kept_and_a_held_one_is_not_begun(tmp_path):
 
 @pytest.mark.dev
 @pytest.mark.slow
+def test_a_sweep_leaves_pictures_out_only_where_it_is_told_to(tmp_path):
+    for more in ([], ["--no-pictures"]):
+        assert sweep(tmp_path, *more) == 0
+        assert ("--no-pictures" in (tmp_path / "sweep.txt").read_text()) == bool(more)
+
+
 def test_a_sweep_runs_here_in_two_processes_and_runs_nothing_twice(tmp_path, capsys):
     import json
     assert sweep(tmp_path, "--jobs", "2") == 0
