@@ -14,7 +14,7 @@ __all__ = ['BIGGEST_TEXT', 'TRUTHS', 'COLUMNS', 'KERMANY_CREDIT', 'NIH_CREDIT', 
            'lung_counts', 'read_all', 'cut_films', 'augment_batch', 'UnpairedLoader', 'unpaired_loaders']
 
 # %% ../nbs/01_data.ipynb #39c074eb
-import ast, ctypes, gc, gzip, hashlib, io, json, math, mmap, os, re, shutil, tempfile, warnings, zipfile
+import ast, csv, ctypes, gc, gzip, hashlib, io, json, math, mmap, os, re, shutil, tempfile, warnings, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ from filelock import FileLock
 from skimage.draw import polygon2mask
 
 from .core import LazysegError, cache_dir, one_of, progress, whole_file
-from .film import BIGGEST, PICTURES, VIEWS, is_dicom, make_view, read_film, read_mask, resize, template_region
+from .film import BIGGEST, PICTURES, VIEWS, films_below, is_dicom, make_view, read_film, read_mask, resize, template_region
 from .lungs import find_lungs, lungs_version
 
 # %% ../nbs/01_data.ipynb #79c2655b
@@ -363,8 +363,21 @@ def read_csv(path:str|Path, # a CSV file, as for `read_text`
     text = read_text(path)
     names = text.partition('\n')[0]
     between = next((o for o in ',;\t' if o in names), ',')
-    try: return pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=between, index_col=False)
-    except Exception as e: raise LazysegError(f"{path} can't be read as a table: {' '.join(str(e).split())[:200]}.") from e
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter('always')
+        try: table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=between, index_col=False)
+        except Exception as e: raise LazysegError(f"{path} can't be read as a table: {' '.join(str(e).split())[:200]}.") from e
+    if any(issubclass(w.category, pd.errors.ParserWarning) for w in heard): _stop_at_lost_values(text, between, path)
+    return table
+
+def _stop_at_lost_values(text:str, between:str, path):
+    "pandas drops what a row has beyond the names: a finding after a comma that nobody quoted. Empty values may go."
+    rows = csv.reader(io.StringIO(text), delimiter=between)
+    width = len(next(rows))
+    for n, row in enumerate(rows, 1):
+        if any(v.strip() for v in row[width:]):
+            raise LazysegError(f"{path}, row {n}: {len(row)} values for {width} names. Quote a value that holds {between!r}, "
+                               "or join several findings with |.")
 
 # %% ../nbs/01_data.ipynb #4c6bd8a5
 def _gather(rows, finding):
@@ -650,15 +663,19 @@ def folder_source(data, # a folder that holds healthy/ and diseased/, and lungs/
                  ) -> Source: # a table of films, and what is known of them
     "Films of your own in two folders. A film is one patient unless its name starts with `patient__`."
     data, rows, masked = Path(data or 'films'), [], []
+    masks_in = {o: {p.stem: p.relative_to(data).as_posix() for p in films_below(data/o)} for o in ('lungs', 'truth')}
     for kind, label in (('healthy','No Finding'), ('diseased',disease)):
-        files = [p for p in sorted((data/kind).rglob('*')) if p.suffix.lower() in PICTURES]
+        files = films_below(data/kind)
         if not files:
             raise LazysegError(f"No film in {data/kind}. Source 'folder' wants data=FOLDER, with FOLDER/healthy/ and FOLDER/diseased/.")
         for p in files:
-            masks = {o: f'{o}/{p.stem}.png' for o in ('lungs','truth') if (data/o/f'{p.stem}.png').is_file()}
+            masks = {o: there[p.stem] for o, there in masks_in.items() if p.stem in there}
             if masks: masked.append(p.stem)
             rows.append(dict(path=p.relative_to(data).as_posix(), patient=p.stem.split('__')[0], labels=label, lungs='', truth='') | masks)
     _only_one('films', pd.Series(masked, dtype=object), set(masked))
+    for o, there in masks_in.items():
+        idle = set(there) - set(masked)
+        if idle: warnings.warn(f"{len(idle)} of {len(there)} masks in {o}/ are named like no film, and are not used.")
     return make_source(name, pd.DataFrame(rows), data, credit, disease=disease, **how)
 
 # %% ../nbs/01_data.ipynb #e8c88329

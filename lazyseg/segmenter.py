@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'FAR', 'STRIPES', 'FORMAT', 'NOTE', 'BIGGEST_FILE', 'KNOWN', 'FINDINGS', 'SHOWN', 'push_back', 'Place',
-           'as_grey', 'is_dicom', 'file_notes', 'is_film', 'list_films', 'describe_films', 'KnownFilms', 'turnings',
-           'odd_about', 'Segmented', 'shrink', 'draw_mask', 'warn_on', 'Segmenter', 'sha256', 'narrowed', 'model_card',
-           'read_json', 'check_fields', 'read_numbers', 'fill_network', 'take_numbers', 'save_dicom_seg', 'hub_class',
-           'Explorer', 'explore']
+           'as_grey', 'is_dicom', 'file_notes', 'list_films', 'describe_films', 'KnownFilms', 'turnings', 'odd_about',
+           'Segmented', 'shrink', 'draw_mask', 'warn_on', 'Segmenter', 'sha256', 'narrowed', 'model_card', 'read_json',
+           'check_fields', 'read_numbers', 'fill_network', 'take_numbers', 'save_dicom_seg', 'hub_class', 'Explorer',
+           'explore']
 
 # %% ../nbs/09_your_films.ipynb #53e9d8db
 import hashlib, io, json, os, re, time
@@ -27,8 +27,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from .core import LazysegError, one_of, whole_file
-from .film import (BIGGEST, LUNG_TEMPLATE, PICTURES, VIEWS, crop_box, full_scale, inside_box, lung_box, lung_edges, make_view,
-                          read_film, read_mask, resize, square_shape, template_row, two_lungs)
+from .film import (BIGGEST, LUNG_TEMPLATE, PICTURES, VIEWS, crop_box, films_below, full_scale, inside_box, is_film, lung_box,
+                          lung_edges, make_view, read_film, read_mask, resize, square_shape, template_row, two_lungs)
 from .lungs import find_lungs, lungs_version, odd_lungs
 from .models import MAPS, Generator, GeneratorScorer, Outliner, PupilScorer
 from .thresholding import Calibration, OperatingPoint, image_score
@@ -152,15 +152,6 @@ def file_notes(path:Path, # of a picture or a DICOM file
     return notes
 
 # %% ../nbs/09_your_films.ipynb #70808aaa
-def is_film(path:Path, # of a file
-           ) -> bool:
-    "Whether a file could be a film, by its ending, or by the mark of DICOM where there is no ending."
-    path = Path(path)
-    if path.name.startswith('.') or not path.is_file(): return False
-    if path.suffix.lower() in PICTURES: return True
-    if path.suffix and not path.suffix[1:].isdigit(): return False # scanners name files 1.2.840.113619
-    return is_dicom(path)
-
 def list_films(films, # a path, a folder (all below it), an array, `Films`, or a list of these
               ) -> tuple: # list of paths and arrays, in order; whether one film was meant, not a list
     "Every film that is meant; files of a folder in the order of their names."
@@ -168,7 +159,7 @@ def list_films(films, # a path, a folder (all below it), an array, `Films`, or a
         path = Path(os.path.expanduser(films))
         if path.is_file(): return [path], True
         if not path.is_dir(): raise LazysegError(f"{path} is not there.")
-        found = sorted(p for p in path.rglob('*') if is_film(p))
+        found = films_below(path)
         if not found: raise LazysegError(f"{path} holds no film. Films are {', '.join(PICTURES)}, or DICOM without an ending.")
         return found, False
     if hasattr(films, 'film') and hasattr(films, 'table'): return list(films.film), False
@@ -403,6 +394,7 @@ def prepare(self:Segmenter, film, # a path or an array
     if isinstance(lungs, (str, Path)): lungs = read_mask(lungs)
     if lungs is not None:
         lungs = np.asarray(lungs).astype(bool)
+        if isinstance(film, (str, Path)) and lungs.shape != grey.shape: lungs = resize(lungs, *grey.shape) >= .5 # as in training
         if lungs.shape != grey.shape: raise LazysegError(f"The lung mask is {lungs.shape} and the film {grey.shape}: they have to agree.")
     (h, w), view, given = self.size, self.about['view'], lungs is not None
     if view != 'film' and not given and not self.own_lungs:
@@ -419,7 +411,7 @@ def prepare(self:Segmenter, film, # a path or an array
 def score(self:Segmenter, views:np.ndarray, # (B, h, w) uint8, from `prepare`
          ) -> tuple: # scores (B, h, w), counterparts (B, h, w) and how diseased each film is as a whole (B,), all float32
     "A batch through the networks."
-    films = torch.from_numpy(np.ascontiguousarray(views))[:, None].to(self.device).float()/255
+    films = torch.from_numpy(np.array(views))[:, None].to(self.device).float()/255 # a copy: the views may be a file's
     other = self.scorer.counterpart(films)
     # where the scores are made of the counterpart alone, it is not drawn twice
     scores = MAPS[self.scorer.map](films, other) if hasattr(self.scorer, 'map') else self.scorer(films)
@@ -729,6 +721,8 @@ def load(cls:Segmenter, folder:str|Path, # that `save` wrote
     "Load a model's folder. Nothing in it is run; whatever is wrong with it is named in a `LazysegError`."
     folder = Path(os.path.expanduser(folder))
     if not folder.is_dir(): raise LazysegError(f"There is no model folder {folder}.")
+    if device is not None and str(device).startswith('cuda') and not torch.cuda.is_available():
+        raise LazysegError(f"device is {device!r}, and torch finds no such device here: leave it out, or give 'cpu'.")
     about = _read_settings(folder)
     numbers = {name: read_numbers(folder, name, said) for name, said in about['files'].items()
                if one_of(f"{folder/'settings.json'}: files", name, ('weights.safetensors', 'known.safetensors'))}

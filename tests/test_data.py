@@ -352,6 +352,24 @@ def test_films_that_could_not_be_read_are_tried_again(tmp_path, monkeypatch):
     assert len(get_films(source, 16, bad='skip')) == len(get_films(source, 16)) == len(few) + 1
 
 
+def test_a_value_that_has_no_name_is_not_dropped_in_silence(tmp_path):
+    (tmp_path/'films.csv').write_text('path,patient,labels\n1.png,a,Effusion,Pneumonia\n')
+    with pytest.raises(LazysegError, match='row 1: 4 values for 3 names'): data.read_csv(tmp_path/'films.csv')
+    (tmp_path/'films.csv').write_text('path,patient,labels\n1.png,a,Effusion,\n')
+    assert data.read_csv(tmp_path/'films.csv').labels.tolist() == ['Effusion']
+
+
+def test_a_folder_is_read_through_its_links_and_whatever_its_masks_are_called(tmp_path):
+    for kind, shade in (('healthy', 50), ('diseased', 90)):
+        (tmp_path/'far'/kind).mkdir(parents=True), (tmp_path/'films'/kind).mkdir(parents=True)
+        for i in range(3): picture(tmp_path/'far'/kind/f'{kind}{i}.png', shade)
+        (tmp_path/'films'/kind/'more').symlink_to(tmp_path/'far'/kind)
+    (tmp_path/'films'/'truth').mkdir()
+    for name in ('diseased0.PNG', 'diseased1.jpg', 'nobody.png'): picture(tmp_path/'films'/'truth'/name.lower(), 255), (tmp_path/'films'/'truth'/name.lower()).rename(tmp_path/'films'/'truth'/name)
+    with pytest.warns(UserWarning, match='1 of 3 masks in truth/ are named like no film'): table = get_source('folder', tmp_path/'films').table
+    assert len(table) == 6 and sorted(table.truth[table.truth != '']) == ['truth/diseased0.PNG', 'truth/diseased1.jpg']
+
+
 @pytest.mark.parametrize('yes, ending', [(1, 'png'), (255, 'png'), (255, 'jpg')])
 def test_a_mask_is_the_same_mask_whatever_it_came_in(tmp_path, yes, ending):
     mask = np.zeros((64, 64), np.uint8)
