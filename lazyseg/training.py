@@ -499,9 +499,10 @@ def same_method(kept:dict, # what is in the metrics.json of a run
 # %% ../nbs/03_training.ipynb #e5cd21f8
 def fingerprint(films, # `Films`
                ) -> str:
-    "A short name for what is trained on: the table and a sample of the pixels."
-    rows = films.table[['path', 'diseased', 'split']].to_csv(index=False).encode()
-    return hashlib.sha256(rows + np.ascontiguousarray(films.film[:64]).tobytes() + str(films.film.shape).encode()).hexdigest()[:16]
+    "A short name for what is trained on: the table and every pixel."
+    found = hashlib.sha256(films.table[['path', 'diseased', 'split']].to_csv(index=False).encode() + str(films.film.shape).encode())
+    for i in range(0, len(films), 1024): found.update(np.ascontiguousarray(films.film[i:i + 1024])) # a large set lies on disk
+    return found.hexdigest()[:16]
 
 # %% ../nbs/03_training.ipynb #f4916ecd
 def round_weights(net:nn.Module, # any network; changed in place

@@ -101,6 +101,12 @@ def test_an_unfinished_training_of_other_settings_is_not_lost(films, tmp_path, o
         fit_method(films, "lazyseg", "smoke", folder=tmp_path, **{**dict(epochs=3), **TINY, **other})
 
 
+def test_films_that_were_mended_in_their_place_are_other_films(films):
+    mended = films.film.copy()
+    mended[-1] = 255 - mended[-1]
+    assert training.fingerprint(films) != training.fingerprint(Films(film=mended, table=films.table)), "the last film counts as the first does"
+
+
 def test_a_finished_training_is_not_taken_for_another_seed(films, tmp_path):
     fit_method(films, "lazyseg", "smoke", epochs=1, folder=tmp_path, **TINY)
     other = fit_method(films, "lazyseg", "smoke", epochs=1, seed=1, folder=tmp_path, **TINY)
