@@ -324,7 +324,8 @@ def how_run(runs:list, # from `find_runs`
 # %% ../nbs/make_report.ipynb #27958705
 def words(text, # words with spaces or commas between, or a list of them
          ) -> list: # of str
-    "papermill hands over text; 'pneumonia edema' are two words, and so are 'pneumonia, edema' and a list of them."
+    "papermill hands over text; 'pneumonia edema' are two words, and so are 'pneumonia, edema' and a list of them, as JSON too."
+    if str(text).startswith('["'): text = json.loads(text) # labels may hold spaces
     return str(text).replace(',', ' ').split() if not isinstance(text, (list, tuple)) else [str(t) for t in text]
 
 # %% ../nbs/make_report.ipynb #62d2bbfb
@@ -429,7 +430,8 @@ def _run_report(source:str='phantom', out:str='reports', diseases=DISEASES, meth
     "Run `nbs/report.ipynb` over what the runs left. Needs papermill and a checkout."
     notebook, folder = find_notebook('report.ipynb'), project_root()/Path(out).expanduser()/source
     given = dict(source=source, out=str(out), pictures=pictures,
-                 **{k: ' '.join(map(str, v)) for k, v in dict(diseases=diseases, methods=methods, sizes=sizes).items()})
+                 diseases=json.dumps([str(d) for d in diseases]),
+                 **{k: ' '.join(map(str, v)) for k, v in dict(methods=methods, sizes=sizes).items()})
     folder.mkdir(parents=True, exist_ok=True)
     running = folder/'report.running.ipynb'
     run_notebook(notebook, running, given, progress)
