@@ -2,6 +2,7 @@
 
 - machine: how fast memory is copied;
 - limit: a step of each method as a fraction of the machine's own matrix product (GEMM), taken in turns in one process; where its time goes; memory;
+- avx2: the same at width 32 by a processor that is held to AVX2, so that its convolutions use the instructions that its matrix product uses;
 - narrow: the same with convolutions in 16 bits (bfloat16), where the processor has units for them;
 - peers: the same networks trained by a plain loop in the manner of the public CycleGAN codes, in turns with ours;
 - growing: time a film and memory with 1,000 to 100,000 films;
@@ -12,8 +13,10 @@ All times are of the processor, since a machine is seldom quiet. Operations are 
 `python benchmarks/training.py peers` does one of them. What was measured is kept in training.json, beside this file; the chapter on many machines draws it."""
 import json
 import multiprocessing
+import os
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -130,6 +133,16 @@ def machine():
 
 def limit():
     return [show(apart(one_setting, name, width, size, 5)) for size in (64, 128) for width in (16, 32) for name in ("paper", "cyclegan", "lazyseg")]
+
+
+def avx2():
+    "`limit` at width 32 in a process that may use AVX2 and nothing wider."
+    code = ("import json, training as t; t.torch.set_num_threads(1); m = t.machine(); "
+            "print(json.dumps(dict(machine=m, limit=[t.apart(t.one_setting, n, 32, s, 5) for s in (64, 128) for n in ('cyclegan', 'lazyseg')])))")
+    env = os.environ | dict(ATEN_CPU_CAPABILITY="avx2", ONEDNN_MAX_CPU_ISA="AVX2", PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    found = json.loads(subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    for row in found["limit"]: show(row)
+    return found
 
 
 def has_16_bits(): return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -322,9 +335,9 @@ def show(row):
 def main():
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    for part in sys.argv[1:] or ("machine", "limit", "narrow", "peers", "growing", "size"):
+    for part in sys.argv[1:] or ("machine", "limit", "avx2", "narrow", "peers", "growing", "size"):
         print(part, flush=True)
-        found = {"machine": machine, "limit": limit, "narrow": narrow, "peers": lambda: apart(peers), "growing": growing, "size": size, "dice": lambda: apart(dice)}[part]()
+        found = {"machine": machine, "limit": limit, "avx2": avx2, "narrow": narrow, "peers": lambda: apart(peers), "growing": growing, "size": size, "dice": lambda: apart(dice)}[part]()
         kept = (json.loads(KEPT.read_text()) if KEPT.is_file() else {}) | {part: found}
         KEPT.write_text(json.dumps(kept, indent=1) + "\n")
 
