@@ -760,6 +760,7 @@ def figure_benchmark(found:dict, # from `benchmark`
             if r['low'] is not None: ax.plot([r['low'], r['high']], [i, i], color=kinds[kind], lw=2)
             if name == CEILING and i == len(rows) - 1: ax.axvline(r['value'], color='black', lw=.8, ls=':')
         ax.set(title=disease, xlim=(0, 1), xlabel=COLUMNS[metric])
+        ax.set_xticks([0, .25, .5, .75, 1], ['0', '', '0.5', '', '1']) # the panels stand close
         ax.grid(axis='x', alpha=.3)
     axes[0,0].set_yticks(range(len(rows)), list(rows))
     axes[0,0].invert_yaxis()
