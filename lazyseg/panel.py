@@ -717,7 +717,9 @@ def marks_table(run:dict, # metrics.json of `nbs/panel.ipynb`
     rows = {row: {f'Dice, {d}': as_text(m[where]['dice'][i]) for i, d in enumerate(names)} |
                  {'Dice, mean': as_text(m[where]['mean_dice']),
                   'share of marks on another disease': as_text(m[where]['mean_on_others'])} for row, m in run['marks'].items()}
-    return pd.DataFrame(rows).rename_axis(where)
+    kinds = {'films with one disease': lambda k: '|' not in k and k != 'No Finding', 'films with two diseases': lambda k: '|' in k}
+    n = sum(r['test'] for r in run.get('films', []) if kinds.get(where, lambda k: True)(r['true_labels']))
+    return pd.DataFrame(rows).rename_axis(f'{where} ({n})' if n else where)
 
 # %% ../nbs/08_several_diseases.ipynb #c62c1e50
 def figure_confusion(found:dict, # {name: what `measure_marks` gave}
