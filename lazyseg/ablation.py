@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from .baselines import example_rows, in_steps
 from .core import LazysegError, cache_dir, forget_place, one_of, project_root, whole_file
 from .data import cut_films
-from .evaluation import best_dice, image_auroc, label_only_criteria, marked_area, pixel_average_precision
+from .evaluation import COLUMNS, best_dice, image_auroc, label_only_criteria, marked_area, pixel_average_precision
 from .film import VIEWS
 from .lungs import find_lungs
 from .runs import FIRST_FILMS, check_settings, films_version
@@ -195,7 +195,7 @@ def ablation_table(runs:pd.DataFrame, # from `ablation_runs`
     def cell(x, digits): return f'{x.mean():.{digits}f}' + (f' ({x.min():.{digits}f} to {x.max():.{digits}f})' if len(x) > 1 else '')
     grouped = runs.groupby(['disease', 'epochs', 'variant'], sort=False)
     table = pd.DataFrame({c: grouped[c].apply(cell, digits=4 if c == 'marked_healthy' else 2) for c in columns})
-    return table.assign(seeds=grouped.size())
+    return table.rename(columns=COLUMNS | dict(image_auroc='image AUROC of the map')).assign(seeds=grouped.size())
 
 # %% ../nbs/03a_ablation.ipynb #a21da624
 def run_folder(disease:str, # of the phantom
@@ -240,7 +240,7 @@ def _holds(file, disease, variant, profile): # is there a run of this variant as
     return (FIRST_FILMS | kept['settings']).items() >= asked.items() and same_method(kept, row, profile, **changes)
 
 # %% ../nbs/03a_ablation.ipynb #0b8eb828
-PANELS = {'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC',
+PANELS = {'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC of the map',
           'label_only.marked_diseased': 'share of a diseased film marked'}
 
 def figure_diary(diaries:dict, # {name: entries of a `Diary`}
