@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 'TABLES', 'Scorer', 'baseline', 'fit_empty',
            'LungMask', 'fit_lungs', 'maps_of', 'part', 'choose', 'pixel_contrast', 'blur', 'by_sign_and_blur',
-           'fit_intensity', 'fit_mean_difference', 'as_floats', 'ArrayLoader', 'SkipValidation', 'one_cycle', 'train',
-           'FilmClassifier', 'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'verdict_of',
-           'activation_map', 'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder',
-           'fit_autoencoder', 'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet',
-           'outline_loss', 'PixelDice', 'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows',
-           'in_steps', 'measure_method', 'run_one', 'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark',
-           'table_rows', 'long_table', 'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
+           'fit_intensity', 'fit_mean_difference', 'as_floats', 'ArrayLoader', 'one_cycle', 'train', 'FilmClassifier',
+           'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'verdict_of', 'activation_map',
+           'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder',
+           'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice',
+           'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows', 'in_steps', 'measure_method',
+           'run_one', 'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark', 'table_rows', 'long_table',
+           'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
 
 # %% ../nbs/06_baselines.ipynb #1a427b75
 import json, random, time
@@ -26,7 +26,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from fastai.callback.core import Callback, CancelValidException
 from fastai.callback.schedule import Learner # the Learner, with fit_one_cycle
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
@@ -39,6 +38,7 @@ from torch import nn, Tensor
 
 from .core import LazysegError, TrainingFailed, cache_dir, one_of, progress, project_root, somebody_watches, whole_file
 from .data import Films, get_films, get_source
+from .exercises import NoValidation
 from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
 from .phantom import DISEASES
 from .runs import FIRST_FILMS, MARKED, TRUTH, films_version, outline, provenance, read_metrics, save_figure
@@ -212,11 +212,6 @@ class ArrayLoader(DataLoader):
         return torch.where(flip, x.flip(-1), x), torch.where(flip, y.flip(-1), y) if y.ndim == 4 else y
 
 # %% ../nbs/06_baselines.ipynb #bbdb0117
-class SkipValidation(Callback):
-    "For trainings that nobody watches."
-    order = -10
-    def before_validate(self): raise CancelValidException
-
 def one_cycle(learn:Learner, # holds the network, its films and its loss
               epochs:int, # passes over the films
               lr:float, # the top of the schedule
@@ -236,7 +231,7 @@ def train(make_model:Callable, # () -> nn.Module
           **kwargs, # for `Learner`
          ) -> nn.Module: # in evaluation mode
     "Train a network by fastai's one-cycle schedule with AdamW; the same seed gives the same weights on a CPU."
-    if valid is None: valid, kwargs['cbs'] = loader, SkipValidation()
+    if valid is None: valid, kwargs['cbs'] = loader, NoValidation()
     with no_random(seed):
         return one_cycle(Learner(DataLoaders(loader, valid), make_model().to(default_device()), loss_func=loss, wd=.01, **kwargs),
                          epochs, lr)

@@ -187,7 +187,8 @@ def outline_cost(logits:Tensor, # (B,1,H,W)
 
 # %% ../nbs/03b_exercises.ipynb #2c3567e8
 class NoValidation(Callback):
-    "Skips the validation part of every epoch."
+    "Skips the validation part of every epoch: for trainings that nobody watches."
+    order = -10
     def before_validate(self): raise CancelValidException
 
 # %% ../nbs/03b_exercises.ipynb #bd23d528

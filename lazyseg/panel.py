@@ -36,9 +36,10 @@ from torch import nn, Tensor
 from torchvision.models import resnet18
 
 # %% ../nbs/08_several_diseases.ipynb #933166a9
-from .baselines import ArrayLoader, SkipValidation, as_floats, one_cycle
+from .baselines import ArrayLoader, as_floats, one_cycle
 from .core import LazysegError, one_of, whole_file
 from .data import Films, label_sets, patient_hash, split_patients
+from .exercises import NoValidation
 from .evaluation import _image_auroc, as_text, patient_draws
 from .phantom import CREDIT, DISEASES, several_arrays
 from .runs import outline
@@ -168,7 +169,7 @@ def fit_diagnosis(films:Several, # all films; the training and the validation fi
     loader = ArrayLoader(train.film, train.has.astype(np.float32), bs=32, train=True)
     with no_random(seed):
         learn = vision_learner(DataLoaders(loader, loader), small_resnet, normalize=False, n_out=len(films.diseases),
-                               loss_func=F.binary_cross_entropy_with_logits, wd=.01, cbs=SkipValidation(), **HEAD)
+                               loss_func=F.binary_cross_entropy_with_logits, wd=.01, cbs=NoValidation(), **HEAD)
         model = one_cycle(learn, epochs, lr)
     return calibrate_diagnosis(Diagnosis(model, films.diseases), valid.film, valid.has)
 

@@ -721,8 +721,9 @@ def load(cls:Segmenter, folder:str|Path, # that `save` wrote
     "Load a model's folder. Nothing in it is run; whatever is wrong with it is named in a `LazysegError`."
     folder = Path(os.path.expanduser(folder))
     if not folder.is_dir(): raise LazysegError(f"There is no model folder {folder}.")
-    if device is not None and str(device).startswith('cuda') and not torch.cuda.is_available():
-        raise LazysegError(f"device is {device!r}, and torch finds no such device here: leave it out, or give 'cpu'.")
+    try: torch.zeros(0, device=device or 'cpu')
+    except (RuntimeError, AssertionError) as e:
+        raise LazysegError(f"device is {device!r}, and torch finds no such device here: leave it out, or give 'cpu'.") from e
     about = _read_settings(folder)
     numbers = {name: read_numbers(folder, name, said) for name, said in about['files'].items()
                if one_of(f"{folder/'settings.json'}: files", name, ('weights.safetensors', 'known.safetensors'))}
@@ -894,6 +895,7 @@ def explore(segmenter:Segmenter, # or a `Panel`, see the chapter on several dise
     if hasattr(segmenter, 'diagnosis'): # a panel: choose the disease first
         from lazyseg.panel import explore_panel
         return explore_panel(segmenter, films)
+    if not len(list_films(films)[0]): raise LazysegError('There is no film to look at: the list is empty.')
     seen = Explorer(segmenter, films)
     wide = dict(width='auto', max_width='620px') # no wider than the page, or it scrolls sideways
     top, start = seen.top, min(seen.point.threshold, seen.top)
