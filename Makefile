@@ -49,7 +49,7 @@ reproduce: setup
 
 # A run that is there is kept, a stopped one goes on, one that fails is named at the end and makes the exit code 1.
 report: setup
-	lazyseg report --diseases "$(DISEASES)" --methods "$(METHODS)" --sizes "$(SIZES)" --source "$(SOURCE)" --data "$(DATA)" \
+	lazyseg report --diseases $(DISEASES) --methods "$(METHODS)" --sizes "$(SIZES)" --source "$(SOURCE)" --data "$(DATA)" \
 	  --where "$(WHERE)" --view "$(VIEW)" --lung-masks "$(LUNG_MASKS)" --credit "$(CREDIT)" --profile "$(PROFILE)" --epochs $(EPOCHS) --seed $(SEED) --out "$(OUT)" $(if $(filter no No False false,$(PICTURES)),--no-pictures)
 
 test: setup

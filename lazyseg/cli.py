@@ -232,7 +232,8 @@ def _run_report(json=False, quiet=False, diseases=(), methods=(), sizes=(), **pa
     "Do what `lazyseg report` was asked for."
     from lazyseg.report import make_report, words
     apart = lambda w: words(' '.join(w))
-    labels = apart(diseases) if parameters['source'] == 'phantom' else list(diseases) # of films of one's own, as they are written
+    by_comma = [d.strip() for w in diseases for d in w.split(',') if d.strip()] # a label of somebody's own may hold spaces
+    labels = apart(diseases) if parameters['source'] == 'phantom' else by_comma
     failed = make_report(labels, apart(methods), apart(sizes), progress=not (quiet or json), **parameters)
     file = project_root()/parameters['out']/parameters['source']/'report.ipynb'
     _answer(dict(report=str(file), failed=failed), json, [f'Report: {file}', NOTE])

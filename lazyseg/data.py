@@ -166,7 +166,12 @@ def choose_domains(table:pd.DataFrame, # with a column `labels`
                    healthy:str='No Finding', # query for the healthy films
                   ) -> pd.DataFrame: # the films of either domain, with `diseased`; the others are left out
     "Turn labels into two domains by two queries."
-    sick, well = query_labels(table.labels, diseased), query_labels(table.labels, healthy)
+    sick = query_labels(table.labels, diseased)
+    try: well = query_labels(table.labels, healthy)
+    except LazysegError as e:
+        if healthy != 'No Finding': raise
+        raise LazysegError(f"{e} Healthy films are those that carry 'No Finding': write it into the table for them, "
+                           "or in Python say what they carry with healthy=.") from e
     both = int((sick & well).sum())
     if both:
         raise LazysegError(f"{both} films are both {brief(diseased)} and {brief(healthy)}: "

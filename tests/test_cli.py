@@ -357,6 +357,15 @@ def test_nobody_minds_that_a_reader_goes_away(tmp_path):
     assert ran.returncode == 0 and "pipe" not in ran.stderr.lower()
 
 
+@pytest.mark.parametrize("words, labels", [(["Lung Opacity", "Mass/Nodule"], ["Lung Opacity", "Mass/Nodule"]), (["Edema,", "Lung Opacity"], ["Edema", "Lung Opacity"]), (["Edema, Hernia"], ["Edema", "Hernia"])])
+def test_a_label_of_films_of_ones_own_may_hold_spaces(words, labels, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("lazyseg.report.make_report", lambda diseases, *more, **how: asked.append(diseases) or {})
+    assert cli.main(["report", "--diseases", *words, "--source", "table", "--data", str(tmp_path)]) == 0
+    assert cli.main(["report", "--diseases", "edema hernia"]) == 0 # as make hands them over
+    assert asked == [labels, ["edema", "hernia"]]
+
+
 def test_wrong_diseases_and_sources_are_named(capsys, tmp_path):
     for args in (["train", "herna"], ["phantom", "herna", "-o", str(tmp_path / "x")], ["audit", "--source", "nosuch"], ["audit", "--data", "nowhere"]):
         assert cli.main(args) == 1
