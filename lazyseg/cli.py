@@ -421,6 +421,9 @@ def _load_model(model, kind:str, threshold, lungs, own_lungs): # `Segmenter` or 
 def _start(paths:list, model, kind:str, out:Path, threshold, dicom:bool, names:bool, lungs, own_lungs:bool) -> dict: # for `segment_batch`
     "The model, and what an earlier call with the same model and settings left."
     from lazyseg.segmenter import lungs_version, sha256
+    shared = [s for s, n in Counter(p.stem for p in paths).items() if lungs and n > 1 and (Path(lungs)/f'{s}.png').is_file()]
+    if shared:
+        raise LazysegError(f"{len(shared)} masks in {lungs} are named like several films each: whose they are can't be told.")
     segmenter = _load_model(model, kind, threshold, lungs, own_lungs)
     by_network = segmenter.about['view'] != 'film' and not own_lungs
     if by_network:

@@ -108,6 +108,16 @@ def test_a_second_call_does_only_what_is_missing(films, kept, tmp_path, capsys):
     assert len(rows(out)) == 6
 
 
+def test_a_lung_mask_that_two_films_claim_is_refused(kept, tmp_path, capsys):
+    for who in ("anna", "bert"):
+        (tmp_path / "films" / who).mkdir(parents=True)
+        Image.fromarray(FILM).save(tmp_path / "films" / who / "chest.png")
+    (tmp_path / "lungs").mkdir()
+    Image.fromarray(FILM).save(tmp_path / "lungs/chest.png")
+    assert segment(tmp_path / "films", kept, tmp_path / "out", "--lungs", str(tmp_path / "lungs")) == 1
+    assert "named like several films" in capsys.readouterr().err
+
+
 def test_nobody_is_given_the_marks_of_somebody_of_the_same_name(kept, tmp_path, capsys):
     for who, film in (("anna", FILM), ("bert", 255 - FILM)):
         (tmp_path / who).mkdir()
