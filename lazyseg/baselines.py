@@ -43,7 +43,7 @@ from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
 from .phantom import DISEASES
 from .runs import FIRST_FILMS, MARKED, TRUTH, films_version, outline, provenance, read_metrics, save_figure
 from .runs import whole_number, write_metrics
-from .thresholding import MODES, OperatingPoint, PAPER_BAND, film_scores, score_films, threshold_for_dice, threshold_from_labels
+from .thresholding import MODES, OperatingPoint, PAPER_BAND, film_scores, point_for_dice, point_from_labels, same_rule, score_films
 from .training import METHODS, PROFILES, choices_of, fit_method, same_method
 
 # %% ../nbs/06_baselines.ipynb #a82bfe42
@@ -549,9 +549,9 @@ def operating_points(scorer:Callable, # any method
     if getattr(scorer, 'point', None): return dict.fromkeys(MODES, scorer.point)
     scores = maps_of(scorer, valid)
     sick, patients = valid.table.diseased.to_numpy(bool), valid.table.patient
-    points = {MODES[0]: threshold_from_labels(scores[~sick], scores[sick], patients=patients)}
+    points = {MODES[0]: point_from_labels(scores[~sick], scores[sick], patients=patients)}
     if valid.truth is not None and valid.truth[sick].any():
-        points[MODES[1]] = threshold_for_dice(scores[sick], valid.truth[sick], patients[sick])
+        points[MODES[1]] = point_for_dice(scores[~sick], scores[sick], valid.truth[sick], patients[sick], patients[~sick])
     if getattr(scorer, 'map', None) == 'paper': points["paper's band"] = PAPER_BAND
     return points
 
@@ -599,7 +599,7 @@ def run_one(name:str, # a row of `BASELINES` or of `METHODS`
     folder, asked = Path(out)/disease/_slug(name), dict(method=name, disease=disease, **settings, **films_version(disease))
     try: kept = read_metrics(folder)
     except (OSError, ValueError): kept = {}
-    if FIRST_FILMS | kept.get('settings', {}) == asked and same_method(kept, name, settings['profile']): return kept
+    if FIRST_FILMS | kept.get('settings', {}) == asked and same_method(kept, name, settings['profile']) and same_rule(kept): return kept
     work = cache_dir('benchmark', f"{disease}-{_slug(name)}-{'-'.join(map(str, settings.values()))}")
     films, found = films(), dict(settings=asked, choices=choices_of(name, settings['profile']))
     try: scorer = fit_any(name, films, settings['profile'], settings['seed'], work)

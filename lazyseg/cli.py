@@ -409,7 +409,7 @@ def _load_model(model, kind:str, threshold, lungs, own_lungs): # `Segmenter` or 
     else: load_model = Segmenter.load # a panel's imports take longer than all of the work
     segmenter = load_model(model)
     if threshold is not None and not math.isfinite(threshold): raise LazysegError(f"threshold is {threshold}; it has to be a number.")
-    if threshold is not None: segmenter.point = replace(segmenter.point, threshold=threshold, rule='given by hand')
+    if threshold is not None: segmenter.point = replace(segmenter.point, threshold=threshold, share=None, rule='given by hand')
     if segmenter.about['view'] != 'film' and own_lungs and not lungs:
         raise LazysegError(f"This model sees the view {segmenter.about['view']!r}: "
                            "give a folder of lung masks, named like the films, with --lungs, or leave --own-lungs out.")

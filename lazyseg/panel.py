@@ -45,7 +45,7 @@ from .phantom import CREDIT, DISEASES, several_arrays
 from .runs import outline
 from .segmenter import (BIGGEST_FILE, KNOWN, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, check_fields,
                                fill_network, list_films, odd_about, read_json, read_numbers, sha256, take_numbers, warn_on)
-from .thresholding import dice_from_areas, score_films, threshold_from_labels
+from .thresholding import dice_from_areas, point_from_labels, score_films
 from .training import PROFILES, fit_method, method, read_state
 
 # %% ../nbs/08_several_diseases.ipynb #8849c7bc
@@ -482,7 +482,9 @@ def _settled(self:Panel, view, place, notes, probability, state, found, far, odd
     "One film's result: overlaps settled, what is odd said."
     masks, margins = np.zeros((2, len(self.diseases), *view.shape), np.float32)
     for k, (name, s) in enumerate(self.segmenters.items()):
-        if name in found: masks[k], margins[k] = found[name].marks, s.point.smooth(found[name].scores[None])[0]/max(s.point.threshold, 1e-6)
+        if name in found:
+            smooth = s.point.smooth(found[name].scores[None])
+            masks[k], margins[k] = found[name].marks, smooth[0]/max(s.point.levels(smooth)[0], 1e-6)
     warn = [f'the picture {note}' for note in notes] + odd
     return Diagnosed(self.diseases, view.astype(np.float32)/255, probability, state, found,
                      settle(masks > 0, margins, probability, self.rule), float(far), warn, place)
@@ -634,7 +636,7 @@ def fit_one(films:Several, # all films
     for against in WAYS:
         valid = one_disease(films, disease, against, seed).split('valid')
         scores, sick = score_films(scorer, valid), valid.table.diseased.to_numpy(bool)
-        points[against] = threshold_from_labels(scores[~sick], scores[sick], patients=valid.table.patient)
+        points[against] = point_from_labels(scores[~sick], scores[sick], patients=valid.table.patient)
     return scorer, points
 
 # %% ../nbs/08_several_diseases.ipynb #49665b4a
@@ -647,7 +649,7 @@ def marks_of(scorers:dict, # {disease: scorer}
     for name, scorer in scorers.items():
         smooth = points[name].smooth(score_films(scorer, films))
         masks.append(points[name].cut(smooth))
-        margins.append((smooth/max(points[name].threshold, 1e-6)).clip(max=1e4).astype(np.float16))
+        margins.append((smooth/points[name].levels(smooth).clip(min=1e-6)[:, None, None]).clip(max=1e4).astype(np.float16))
     return np.stack(masks, 1), np.stack(margins, 1)
 
 def make_panel(films:Several, # all films

@@ -31,7 +31,7 @@ from .film import (BIGGEST, LUNG_TEMPLATE, PICTURES, VIEWS, crop_box, films_belo
                           lung_edges, make_view, read_film, read_mask, resize, square_shape, template_row, two_lungs)
 from .lungs import find_lungs, lungs_version, odd_lungs
 from .models import MAPS, Generator, GeneratorScorer, Outliner, PupilScorer
-from .thresholding import Calibration, OperatingPoint, image_score
+from .thresholding import Calibration, OperatingPoint, image_score, moved_by_hand, share_slider
 
 # %% ../nbs/09_your_films.ipynb #017f323f
 _BAND = 256 # rows of a film that are worked on at a time: what lies between is many times as large as the film
@@ -560,7 +560,9 @@ def model_card(about:dict, # settings.json
         'found.mask, found.map, found.image_score, found.warnings', '```', '', '## Data', '',
         f"Source `{about['source']}`, seed {about['seed']}: {films}.",
         f"View `{about['view']}`. {about.get('credit', '')}", '', '## Threshold', '',
-        f"{point['threshold']:.4g}, mode *{point['mode']}*, rule: {point['rule']}; chosen on {point['films']} validation films.", '',
+        f"{point['threshold']:.4g}, mode *{point['mode']}*, rule: {point['rule']}; chosen on {point['films']} validation films."
+        + ('' if point.get('share') is None else " A film is marked where the peak of its smoothed score is larger than the threshold, and each mark reaches to "
+           f"{point['share']:.2f} of that peak."), '',
         '## How good it is', '', _card_numbers(metrics), '', '## Limits', '',
         '- It was measured on films of the source above and on no others. Elsewhere it may be worse, and nobody knows by how much.',
         '- It marks what differs from the healthy films it saw. '
@@ -708,7 +710,7 @@ def _build_rest(about:dict, known:dict, weights:dict, folder:Path) -> tuple: # O
         raise LazysegError(f"{folder/'settings.json'}: operating_point does not fit this version of lazyseg: {str(e)[:200]}") from e
     check_fields(vars(point), dict(threshold=number, smoothing=(float, 0, 100), min_area=(int, 0, 10**9), mode=str, rule=str,
                                    films=(int, 0, 10**9))
-                 | {k: number for k in ('low', 'high') if given.get(k) is not None}, f"{folder/'settings.json'}: operating_point:")
+                 | {k: number for k in ('low', 'high', 'share') if given.get(k) is not None}, f"{folder/'settings.json'}: operating_point:")
     own = {k.removeprefix('calibration.'): v for k, v in weights.items() if k.startswith('calibration.')}
     return (point, take_numbers(KnownFilms, known, KNOWN, folder/'known.safetensors'),
             take_numbers(Calibration, own, dict(mean=(h, w), spread=(h, w)), folder/'weights.safetensors'))
@@ -868,12 +870,12 @@ class Explorer:
 # %% ../nbs/09_your_films.ipynb #4be47f28
 @patch
 def draw(self:Explorer, i:int, # number of the film, from 0
-         threshold:float, # score above which a pixel is marked
+         point:OperatingPoint, # what marks it
          opacity:float, # of the fill inside the outline, 0..1
         ) -> tuple: # PNG bytes, mask (h, w)
     "Film, counterpart, score and mask, side by side."
     film, other, scores = self.kept[i]
-    mask = replace(self.point, threshold=threshold).cut(self.smooth[i][None])[0]
+    mask = point.cut(self.smooth[i][None])[0]
     large = _panel(mask.astype(np.uint8)*255, smooth=False)[..., 0] > 0
     marked = warn_on(draw_mask(film[..., 0]/255, large, SHOWN, opacity), self.found[i].warnings, words=False) # they stand below
     gap = np.full((SHOWN, 8, 3), 255, np.uint8)
@@ -905,12 +907,13 @@ def explore(segmenter:Segmenter, # or a `Panel`, see the chapter on several dise
                              layout=wide | dict(display=None if len(seen.found) > 1 else 'none'))
     names = widgets.HTML(_headings(*seen.found[0].seen.shape), layout=dict(width='auto', max_width=f'{4*seen.kept[0][0].shape[1] + 24}px'))
     text, picture = widgets.HTML(), widgets.Image(format='png', layout=dict(max_width='calc(100% - 4px)', align_self='flex-start'))
-    box = widgets.VBox([film, threshold, opacity, names, picture, text])
+    share = share_slider(seen.point, wide)
+    box = widgets.VBox([film, threshold, *([share] if seen.point.share is not None else []), opacity, names, picture, text])
     def draw(_=None):
-        begun, box.point = time.thread_time(), replace(seen.point, threshold=threshold.value, rule='moved by hand')
-        picture.value, mask = seen.draw(film.value - 1, threshold.value, opacity.value)
+        begun, box.point = time.thread_time(), moved_by_hand(seen.point, threshold.value, share.value)
+        picture.value, mask = seen.draw(film.value - 1, box.point, opacity.value)
         text.value = seen.describe(film.value - 1, mask)
         box.milliseconds = 1000*(time.thread_time() - begun) # of work in the last update, whatever else the machine does
-    for control in (threshold, opacity, film): control.observe(draw, 'value')
+    for control in (threshold, share, opacity, film): control.observe(draw, 'value')
     draw()
     return box

@@ -6,8 +6,9 @@
 __all__ = ['MODES', 'PAPER_BAND', 'score_films', 'image_score', 'film_scores', 'paper_map', 'paper_band', 'OperatingPoint',
            'grow', 'drop_small', 'threshold_for_marked_area', 'count_above', 'dice_from_areas', 'few_films',
            'score_steps', 'threshold_for_dice', 'threshold_otsu_above_healthy', 'estimate_dice',
-           'threshold_for_estimated_dice', 'threshold_from_labels', 'Calibration', 'calibrate', 'draw_outline',
-           'describe_mask', 'threshold_figure', 'threshold_slider']
+           'threshold_for_estimated_dice', 'threshold_from_labels', 'threshold_for_marked_films', 'point_from_labels',
+           'point_for_dice', 'same_rule', 'Calibration', 'calibrate', 'draw_outline', 'describe_mask',
+           'threshold_figure', 'share_slider', 'moved_by_hand', 'threshold_slider']
 
 # %% ../nbs/04_thresholding.ipynb #3a2c23e6
 import io
@@ -103,11 +104,12 @@ MODES = ('label-only', 'few outlined films')
 @dataclass(frozen=True)
 class OperatingPoint:
     "Everything between a score map and a mask, and how it was chosen. Lengths are in pixels of the map."
-    threshold: float # a pixel is marked where its score is larger than this
+    threshold: float # a pixel is marked where its score is larger than this; with a `share`, a film where its peak is
     smoothing: float = 0. # standard deviation of the Gaussian that goes before the threshold; 0 is none
     min_area: int = 0 # connected marks of fewer pixels are removed
     low: float = None # hysteresis: marks grow down to this score, starting from the threshold; None is none
     high: float = None # scores at or above this are not marked: the paper's cap; None is none
+    share: float = None # a marked film's pixels are marked above this share of its own peak, 0..1; None: above the threshold
     mode: str = 'label-only' # one of `MODES`
     rule: str = 'given' # how the threshold was chosen, in words
     films: int = 0 # how many films chose it
@@ -115,6 +117,9 @@ class OperatingPoint:
 
     def __post_init__(self):
         one_of('mode', self.mode, MODES)
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise LazysegError(f"share is {self.share}; it is a share of a film's peak, from 0 to 1.")
+        if self.share is not None and self.low is not None: raise LazysegError("Give `share` or `low`: each says how far a mark reaches.")
         object.__setattr__(self, 'chosen_on', frozenset(map(str, self.chosen_on))) # a patient is the same one as number and as text
 
     def to_dict(self) -> dict: # for JSON
@@ -170,11 +175,19 @@ def drop_small(masks, # (N,H,W) bool
 
 # %% ../nbs/04_thresholding.ipynb #1c699911
 @patch
+def levels(self:OperatingPoint, smoothed, # (N,H,W) scores after smoothing
+          ) -> np.ndarray: # (N,)
+    "The score above which each film is marked. With a `share` it is a part of the film's own peak, and infinite for a film that stays unmarked."
+    if self.share is None: return np.full(len(smoothed), self.threshold, smoothed.dtype)
+    peak = smoothed.max((1,2))
+    return np.where(peak > self.threshold, self.share*peak, np.inf).astype(smoothed.dtype)
+
+@patch
 def cut(self:OperatingPoint, smoothed, # (N,H,W) scores after smoothing
         region=None, # (N,H,W) bool: where a mark may be
        ) -> np.ndarray: # (N,H,W) bool
     "The mask of scores that are already smooth."
-    mask = smoothed > self.threshold
+    mask = smoothed > (self.threshold if self.share is None else self.levels(smoothed)[:,None,None])
     if self.low is not None: mask = grow(mask, smoothed > self.low)
     if self.high is not None: mask &= smoothed < self.high
     if region is not None: mask &= np.asarray(region, bool)
@@ -335,10 +348,85 @@ def threshold_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy f
                           area:float=.005, # share of healthy films that may be marked, 0..1
                           patients=(), # whose films these are
                          ) -> OperatingPoint: # mode 'label-only'
-    "The project's headline rule: best estimated Dice, but never a threshold that marks more than `area` of the healthy films."
+    "One threshold for all films: best estimated Dice, but never one that marks more than `area` of the healthy films."
     best = threshold_for_estimated_dice(scores_healthy, scores_diseased, smoothing, patients=patients)
     quiet = threshold_for_marked_area(scores_healthy, area, smoothing=smoothing, patients=patients)
     return max(best, replace(quiet, films=best.films), key=lambda point: point.threshold)
+
+# %% ../nbs/04_thresholding.ipynb #5ba0e002
+def threshold_for_marked_films(scores_healthy, # (N,H,W) scores of held-out healthy films
+                               films:float=.4, # share of the healthy films that may be marked at all, 0..1
+                               smoothing:float=0., # pixels, see `OperatingPoint`
+                               patients=(), # (N,) whose films these are
+                              ) -> OperatingPoint: # mode 'label-only'
+    "The lowest threshold that leaves all but `films` of the healthy films unmarked: image labels alone."
+    if not 0 <= films < 1: raise LazysegError(f"films is {films}; it is a share of the healthy films, from 0 to below 1.")
+    if not len(scores_healthy): raise LazysegError("No healthy films to calibrate on: give some that were not trained on.")
+    point = OperatingPoint(0., smoothing, rule=f'marks at most {100*films:g}% of the healthy films', films=len(scores_healthy),
+                           chosen_on=frozenset(patients))
+    return replace(point, threshold=max(float(_least_threshold(point.smooth(scores_healthy).max((1,2)), films)), 0.))
+
+# %% ../nbs/04_thresholding.ipynb #5ba0e003
+def _of_peak(point, scores): # (N,H,W) -> (N,H,W): each score as a share of its film's peak, 0 on films that stay unmarked
+    smooth = point.smooth(scores)
+    peak = smooth.max((1,2))[:,None,None]
+    return np.where(peak > point.threshold, smooth/np.maximum(peak, 1e-12), 0)
+
+def point_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy films
+                      scores_diseased, # (M,H,W) scores of held-out diseased films
+                      smoothing:float=1., # pixels
+                      films:float=.4, # share of the healthy films that may be marked at all, 0..1
+                      area:float=.0075, # share of all healthy films' pixels that may be marked, 0..1
+                      patients=(), # whose films these are
+                     ) -> OperatingPoint: # mode 'label-only'
+    "The project's headline rule: a threshold says whether a film is marked, a share of its own peak how far. Image labels alone."
+    if not 0 <= area < 1: raise LazysegError(f"area is {area}; it is a share of all healthy films' pixels, from 0 to below 1.")
+    point = threshold_for_marked_films(scores_healthy, films, smoothing, patients)
+    healthy, diseased = (np.sort(_of_peak(point, s).ravel()) for s in (scores_healthy, scores_diseased))
+    disease = estimate_dice(point.smooth(scores_healthy), point.smooth(scores_diseased))[2]
+    shares = np.linspace(0, .99, 100)
+    marked_h, marked_d = (1-np.searchsorted(s, shares, side='right')/len(s) for s in (healthy, diseased))
+    true = np.clip(marked_d-(1-disease)*marked_h, 0, disease)
+    best = shares[np.argmax(true/np.maximum(marked_d+disease, 1e-12))]
+    quiet = float(_least_threshold(healthy, area))*(1+1e-6) # a pixel that lies at the share itself stays out, however it is rounded
+    rule = (f'at most {100*films:g}% of healthy films marked, on at most {100*area:g}% of their area; '
+            "each to the share of its own peak with the best estimated Dice")
+    return replace(point, share=float(min(max(best, quiet), 1)), rule=rule, films=len(scores_healthy)+len(scores_diseased))
+
+# %% ../nbs/04_thresholding.ipynb #5ba0e008
+def point_for_dice(scores_healthy, # (N,H,W) scores of held-out healthy films
+                   scores, # (M,H,W) scores of outlined validation films with disease
+                   truth, # (M,H,W) their outlines
+                   patients=None, # (M,) whose films these are
+                   healthy_patients=(), # (N,) whose films the healthy ones are
+                   n:int=20, # outlined films to use, see `few_films`
+                   smoothing=(0., 1., 2.), # the smoothings to try, pixels
+                   films:float=.4, # share of the healthy films that may be marked at all, 0..1
+                   seed:int=0, # which films
+                  ) -> OperatingPoint: # mode 'few outlined films'
+    "As `point_from_labels`, with the share that has the best mean Dice on a few outlined films. It needs pixel truth, and says so."
+    scores, truth = np.asarray(scores), np.asarray(truth, bool)
+    patients = np.asarray(patients if patients is not None else np.arange(len(scores)))
+    outlined = np.flatnonzero(truth.any((1,2)))
+    if not len(outlined): raise LazysegError("No outlined film with disease to choose a share on: every truth is empty.")
+    use = outlined[few_films(patients[outlined], n, seed)]
+    best, shares = (-1., None), np.linspace(.02, .98, 49)
+    for sigma in np.atleast_1d(smoothing):
+        point = threshold_for_marked_films(scores_healthy, films, float(sigma))
+        hit, other = count_above(_of_peak(point, scores[use]), truth[use], shares)
+        dice = dice_from_areas(hit, hit+other, truth[use].sum((1,2))[:,None]).mean(0)
+        best = max(best, (dice.max(), replace(point, share=float(shares[dice.argmax()]))), key=lambda b: b[0])
+    return replace(best[1], mode='few outlined films', films=len(use)+len(scores_healthy), chosen_on=frozenset(patients[use]) | frozenset(healthy_patients),
+                   rule=f'at most {100*films:g}% of healthy films marked; each to the share of its own peak with the best mean Dice on {len(use)} outlined films')
+
+# %% ../nbs/04_thresholding.ipynb #5ba0e00c
+_EARLIER = 'best estimated Dice, from', 'marks at most' # how the rules begin that chose one threshold for all films
+
+def same_rule(kept:dict, # what is in the metrics.json of a run
+             ) -> bool: # true where no image label has to be asked again
+    "Whether a kept run's label-only marks are by `point_from_labels`, or by a point that nobody had to choose. One that does not say is believed."
+    point = kept.get('results', {}).get(MODES[0], {}).get('about', {}).get('operating_point', {})
+    return not point.get('rule', '').startswith(_EARLIER)
 
 # %% ../nbs/04_thresholding.ipynb #1e82bd79
 @dataclass
@@ -375,14 +463,15 @@ def draw_outline(ax, # matplotlib axes
     ax.set_xlim(-.5, w - .5), ax.set_ylim(h - .5, -.5)
 
 def _threshold_curve(ax, smooth, truth, point): # Dice (with truth) and marked area against the threshold
-    steps = np.linspace(0, float(smooth.max()) or 1., 100)
-    masks = np.stack([replace(point, threshold=float(t)).cut(smooth[None])[0] for t in steps])
+    moved = 'threshold' if point.share is None else 'share'
+    steps = np.linspace(0, (float(smooth.max()) or 1.) if point.share is None else .99, 100)
+    masks = np.stack([replace(point, **{moved: float(t)}).cut(smooth[None])[0] for t in steps])
     ax.plot(steps, masks.mean((1,2)), color='0.5', label='marked')
     if truth is not None and truth.any():
         hit = (masks & truth).sum((1,2))
         ax.plot(steps, dice_from_areas(hit, masks.sum((1,2)), truth.sum()), color='#56B4E9', label='Dice')
-    ax.axvline(point.threshold, color='#E69F00', linewidth=1.5)
-    ax.set(xlabel='threshold', ylim=(0, 1))
+    ax.axvline(getattr(point, moved), color='#E69F00', linewidth=1.5)
+    ax.set(xlabel='threshold' if point.share is None else "share of the film's peak", ylim=(0, 1))
     ax.legend(frameon=False, fontsize=7, loc='upper right')
 
 def describe_mask(mask, # (H,W) bool
@@ -420,6 +509,22 @@ def threshold_figure(film, # (H,W) uint8, or float in 0..1
     fig.suptitle(describe_mask(mask, truth), fontsize=9)
     return fig
 
+# %% ../nbs/04_thresholding.ipynb #5ba0e00a
+def share_slider(point:OperatingPoint, # where to start
+                 layout:dict, # of the widget
+                ): # an ipywidgets slider, hidden for a point without a `share`
+    "How far a mark reaches, as a share of the film's own peak."
+    import ipywidgets as widgets
+    shown = {} if point.share is not None else dict(display='none')
+    return widgets.FloatSlider(value=point.share or 0, min=0, max=.99, step=.01, description='of its peak', layout=layout | shown)
+
+def moved_by_hand(point:OperatingPoint, # where the sliders started
+                  threshold:float, # where they stand
+                  share:float, # where that of `share_slider` stands
+                 ) -> OperatingPoint:
+    "The operating point that sliders stand at."
+    return replace(point, threshold=threshold, rule='moved by hand', **({} if point.share is None else dict(share=share)))
+
 # %% ../nbs/04_thresholding.ipynb #967e4c8b
 def threshold_slider(film, # (H,W) or (N,H,W) uint8, or float in 0..1
                      map, # scores, the shape of `film`
@@ -438,14 +543,14 @@ def threshold_slider(film, # (H,W) or (N,H,W) uint8, or float in 0..1
                                     description='threshold', layout=dict(width='60%'))
     index = widgets.IntSlider(value=0, min=0, max=len(film)-1, description='film',
                               layout=dict(width='60%', display=None if len(film) > 1 else 'none'))
-    text, picture = widgets.HTML(), widgets.Image(format='png')
-    box = widgets.VBox([threshold, index, text, picture])
+    text, picture, share = widgets.HTML(), widgets.Image(format='png'), share_slider(point, dict(width='60%'))
+    box = widgets.VBox([threshold, *([share] if point.share is not None else []), index, text, picture])
     def draw(_=None):
-        i, box.point = index.value, replace(point, threshold=threshold.value, rule='moved by hand')
+        i, box.point = index.value, moved_by_hand(point, threshold.value, share.value)
         outline = None if truth is None else truth[i]
         text.value = describe_mask(box.point.mask(map[i]), outline)
         picture.value = _png(threshold_figure(film[i], map[i], outline, box.point, top))
-    for control in (threshold, index): control.observe(draw, 'value')
+    for control in (threshold, index, share): control.observe(draw, 'value')
     draw()
     return box
 

@@ -197,7 +197,7 @@ def test_a_method_that_diverges_is_a_row_of_the_table(tmp_path, monkeypatch):
 def test_thresholds_come_from_validation_films(tmp_path, monkeypatch):
     films = blobs(64)
     seen = []
-    monkeypatch.setattr(b, 'threshold_from_labels', lambda *a, patients, **k: seen.extend(patients) or b.SURE)
+    monkeypatch.setattr(b, 'point_from_labels', lambda *a, patients, **k: seen.extend(patients) or b.SURE)
     monkeypatch.setattr(b, 'threshold_for_dice', lambda s, t, patients, **k: seen.extend(patients) or b.SURE)
     b.measure_method(b.fit_intensity(films), films)
     assert seen and set(seen) <= set(films.split('valid').table.patient)

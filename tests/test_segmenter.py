@@ -378,7 +378,7 @@ def test_a_large_overlay_says_why_at_its_foot():
 
 def test_explore_frames_what_is_not_to_be_trusted(model):
     seen = S.Explorer(model, [FILM, 255 - FILM])
-    marked = [np.asarray(Image.open(io.BytesIO(seen.draw(i, .1, .2)[0])))[:, -S.SHOWN:] for i in (0, 1)]
+    marked = [np.asarray(Image.open(io.BytesIO(seen.draw(i, OperatingPoint(.1), .2)[0])))[:, -S.SHOWN:] for i in (0, 1)]
     assert [framed(m, (S.SHOWN, S.SHOWN)) for m in marked] == [False, True]
 
 

@@ -10,8 +10,8 @@ from skimage.measure import label
 
 from lazyseg.core import LazysegError
 from lazyseg.thresholding import (PAPER_BAND, OperatingPoint, calibrate, count_above, dice_from_areas, estimate_dice, few_films, film_scores,
-                                  image_score, paper_band, paper_map, score_films, threshold_figure, threshold_for_dice,
-                                  threshold_for_estimated_dice, threshold_for_marked_area, threshold_otsu_above_healthy)
+                                  image_score, paper_band, paper_map, point_for_dice, point_from_labels, score_films, threshold_figure, threshold_for_dice,
+                                  threshold_for_estimated_dice, threshold_for_marked_area, threshold_from_labels, threshold_otsu_above_healthy)
 
 
 def lesions(n=40, size=24, strength=1., seed=0):
@@ -126,7 +126,7 @@ class TestPaper:
 
 class TestOperatingPoint:
     def test_json_round_trip_without_patients(self):
-        p = OperatingPoint(.25, 1., 8, .1, .9, 'few outlined films', 'by hand', 3, frozenset(['Jane Doe']))
+        p = OperatingPoint(.25, 1., 8, high=.9, share=.3, mode='few outlined films', rule='by hand', films=3, chosen_on=frozenset(['Jane Doe']))
         text = json.dumps(p.to_dict())
         assert 'Jane' not in text and OperatingPoint.from_dict(json.loads(text)) == p
 
@@ -164,8 +164,51 @@ class TestOperatingPoint:
         assert np.array_equal(p.mask(scores, region), region)
         assert np.array_equal(p.mask(scores[0], region[0]), region[0])
 
+    def test_a_share_is_of_each_films_own_peak(self):
+        scores = np.random.default_rng(2).random((5, 9, 9)).astype(np.float32)*np.array([.1, .4, .5, 2, 0], np.float32)[:, None, None]
+        p = OperatingPoint(.3, smoothing=1., share=.8)
+        for got, film in zip(p.mask(scores), p.smooth(scores)):
+            assert np.array_equal(got, film > .8*film.max() if film.max() > .3 else np.zeros(film.shape, bool))
+        assert np.isinf(p.levels(p.smooth(scores))[[0, 4]]).all() and p.mask(scores)[3].any() and not p.mask(scores)[4].any()
+        assert np.array_equal(p.mask(scores[3]), p.mask(scores)[3])
+        with pytest.raises(LazysegError, match='how far'): OperatingPoint(.3, share=.5, low=.1)
+        for wrong in (1.1, -.1):
+            with pytest.raises(LazysegError, match="film's peak"): OperatingPoint(.3, share=wrong)
+
 
 class TestThresholds:
+    @pytest.mark.parametrize('seed', range(30))
+    def test_both_promises_of_the_headline_rule_are_kept(self, seed):
+        rng = np.random.default_rng(seed)
+        films, area, digits, smoothing = rng.random()*.9, rng.choice([0, rng.random()/4]), rng.integers(1, 5), rng.choice([0., 1.])
+        healthy, sick = (np.round(rng.gamma(1, .3, (rng.integers(1, 9), 9, 9)), digits).astype(np.float32) for _ in range(2))
+        p = point_from_labels(healthy, sick, smoothing, films, area)
+        marked = p.mask(healthy)
+        assert marked.mean() <= area and marked.any((1, 2)).mean() <= films and p.mode == 'label-only'
+
+    def test_the_headline_rule_asks_for_no_scale(self):
+        healthy, diseased, _ = lesions()
+        one, thousand = (point_from_labels(k*healthy, k*diseased).mask(k*diseased) for k in (np.float32(1), np.float32(1024)))
+        assert np.array_equal(one, thousand) and one.any()
+
+    def test_faint_lesions_gain_from_their_own_peak(self):
+        healthy, diseased, truth = lesions(n=60, strength=.6)
+        rng = np.random.default_rng(0)
+        faint = (diseased*rng.uniform(.2, 1, (60, 1, 1))).astype(np.float32)
+        one, own = threshold_from_labels(healthy*.2, faint), point_from_labels(healthy*.2, faint)
+        assert mean_dice(own.mask(faint), truth) > mean_dice(one.mask(faint), truth)
+        few = point_for_dice(healthy*.2, faint, truth, n=60, smoothing=0.)
+        assert mean_dice(few.mask(faint), truth) >= mean_dice(OperatingPoint(few.threshold, share=own.share).mask(faint), truth) - .005
+        assert few.mask(healthy*.2).any((1, 2)).mean() <= .4
+
+    def test_only_the_few_films_choose_the_share(self):
+        healthy, diseased, truth = lesions()
+        p = point_for_dice(healthy, diseased, truth, n=5, healthy_patients=['h'])
+        rest = np.setdiff1d(np.arange(len(diseased)), few_films(np.arange(len(diseased)), 5))
+        spoiled = diseased.copy()
+        spoiled[rest] = 99
+        assert point_for_dice(healthy, spoiled, truth, n=5) == p and len(p.chosen_on) == 6 and 'h' in p.chosen_on
+
     @pytest.mark.parametrize('statistic', ['mean', 'median'])
     @pytest.mark.parametrize('seed', range(30))
     def test_promise_is_kept(self, seed, statistic):
