@@ -23,8 +23,7 @@ from .core import LazysegError, fewer_colours, one_of, project_root, whole_file
 from .data import LUNG_MASKS, VIEWS, Films, Source, get_films, get_source
 from .phantom import DISEASES, VERSIONS
 from .scale import DEVICE_PROFILES
-from .thresholding import draw_outline
-from .thresholding import same_rule
+from .thresholding import draw_outline, same_rule
 from .training import METHODS, PROFILES, same_method
 
 # %% ../nbs/runs.ipynb #4a34f49e

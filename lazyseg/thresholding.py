@@ -420,13 +420,13 @@ def point_for_dice(scores_healthy, # (N,H,W) scores of held-out healthy films
                    rule=f'at most {100*films:g}% of healthy films marked; each to the share of its own peak with the best mean Dice on {len(use)} outlined films')
 
 # %% ../nbs/04_thresholding.ipynb #5ba0e00c
-_EARLIER = 'best estimated Dice, from', 'marks at most' # how the rules begin that chose one threshold for all films
+_EARLIER = 'best estimated Dice, from', 'marks at most', 'best mean Dice on' # how the rules begin that chose one threshold for all films
 
 def same_rule(kept:dict, # what is in the metrics.json of a run
-             ) -> bool: # true where no image label has to be asked again
-    "Whether a kept run's label-only marks are by `point_from_labels`, or by a point that nobody had to choose. One that does not say is believed."
-    point = kept.get('results', {}).get(MODES[0], {}).get('about', {}).get('operating_point', {})
-    return not point.get('rule', '').startswith(_EARLIER)
+             ) -> bool: # false where one threshold for all films was chosen
+    "Whether the marks of a kept run are by today's rules, or by a point that nobody had to choose. A run that does not say is believed."
+    points = [r.get('about', {}).get('operating_point', {}) for r in kept.get('results', {}).values()]
+    return not any(point.get('rule', '').startswith(_EARLIER) for point in points)
 
 # %% ../nbs/04_thresholding.ipynb #1e82bd79
 @dataclass
