@@ -10,8 +10,8 @@ __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 
            'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder',
            'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice',
            'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows', 'in_steps', 'measure_method',
-           'run_one', 'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark', 'table_rows', 'long_table',
-           'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
+           'gives_probabilities', 'run_one', 'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark',
+           'table_rows', 'long_table', 'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
 
 # %% ../nbs/06_baselines.ipynb #1a427b75
 import json, random, time
@@ -43,7 +43,7 @@ from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
 from .phantom import DISEASES
 from .runs import FIRST_FILMS, MARKED, TRUTH, films_version, outline, provenance, read_metrics, save_figure
 from .runs import whole_number, write_metrics
-from .thresholding import MODES, OperatingPoint, PAPER_BAND, film_scores, point_for_dice, point_from_labels, same_rule, score_films
+from .thresholding import MODES, OperatingPoint, PAPER_BAND, choose_points, film_scores, same_rule, score_films
 from .training import METHODS, PROFILES, choices_of, fit_method, same_method
 
 # %% ../nbs/06_baselines.ipynb #a82bfe42
@@ -57,6 +57,7 @@ class Scorer:
     processor_seconds: float = 0. # of all cores together: what it would take on one quiet core
     model: nn.Module = field(default=None, repr=False) # the network, where there is one
     point: OperatingPoint = None # where there is only one sensible place to cut
+    probability: bool = False # whether maps are probabilities, see `choose_points`
     verdict: Callable = None # films and maps to (B,), how diseased each film is as a whole, see `film_scores`; None: as its map says
     device: torch.device = field(default_factory=default_device) # where films go before `maps` gets them
 
@@ -524,7 +525,7 @@ def fit_unet(films:Films, # all films, with truth; the training and the validati
     best = KeepBest('dice')
     model = train(partial(UNet, width), ArrayLoader(learn_on.film, learn_on.truth, bs=16, train=True), outline_loss, epochs, 3e-3, seed,
                   ArrayLoader(valid.film, valid.truth, bs=64), metrics=PixelDice(), cbs=best)
-    return Scorer(both_ways(lambda films: model(films)[:,0].sigmoid()), choice=best.said(), model=model)
+    return Scorer(both_ways(lambda films: model(films)[:,0].sigmoid()), choice=best.said(), model=model, probability=True)
 
 # %% ../nbs/06_baselines.ipynb #3fb507d6
 SMOKE = { # what each baseline is given in the profile 'smoke': enough to run, not to learn
@@ -547,11 +548,7 @@ def operating_points(scorer:Callable, # any method
                     ) -> dict: # mode -> OperatingPoint
     "Where to cut: by image labels alone, and, where validation films have outlines, by twenty of these."
     if getattr(scorer, 'point', None): return dict.fromkeys(MODES, scorer.point)
-    scores = maps_of(scorer, valid)
-    sick, patients = valid.table.diseased.to_numpy(bool), valid.table.patient
-    points = {MODES[0]: point_from_labels(scores[~sick], scores[sick], patients=patients)}
-    if valid.truth is not None and valid.truth[sick].any():
-        points[MODES[1]] = point_for_dice(scores[~sick], scores[sick], valid.truth[sick], patients[sick], patients[~sick])
+    points = choose_points(scorer, maps_of(scorer, valid), valid.table.diseased, valid.table.patient, valid.truth)
     if getattr(scorer, 'map', None) == 'paper': points["paper's band"] = PAPER_BAND
     return points
 
@@ -585,6 +582,12 @@ def measure_method(scorer:Callable, # any method
     return results, arrays
 
 # %% ../nbs/06_baselines.ipynb #0110fb20
+def gives_probabilities(name:str, # a row of `BASELINES` or of `METHODS`
+                        profile:str, # a row of `PROFILES`
+                       ) -> bool: # whether a network that is taught outlines makes its maps
+    "What `probability` a method's scorer will have, before it is trained."
+    return name == 'supervised U-Net' or choices_of(name, profile).get('exercises', 0) > 0
+
 def _slug(name:str) -> str:
     "A name as a folder."
     return name.lower().replace(' ', '-')
@@ -599,7 +602,8 @@ def run_one(name:str, # a row of `BASELINES` or of `METHODS`
     folder, asked = Path(out)/disease/_slug(name), dict(method=name, disease=disease, **settings, **films_version(disease))
     try: kept = read_metrics(folder)
     except (OSError, ValueError): kept = {}
-    if FIRST_FILMS | kept.get('settings', {}) == asked and same_method(kept, name, settings['profile']) and same_rule(kept): return kept
+    same = same_method(kept, name, settings['profile']) and same_rule(kept, gives_probabilities(name, settings['profile']))
+    if FIRST_FILMS | kept.get('settings', {}) == asked and same: return kept
     work = cache_dir('benchmark', f"{disease}-{_slug(name)}-{'-'.join(map(str, settings.values()))}")
     films, found = films(), dict(settings=asked, choices=choices_of(name, settings['profile']))
     try: scorer = fit_any(name, films, settings['profile'], settings['seed'], work)

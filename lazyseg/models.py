@@ -368,6 +368,7 @@ class GeneratorScorer:
 # %% ../nbs/02_models.ipynb #93348dc0
 class PupilScorer:
     "Score maps from a pupil; counterparts still come from the generator that wrote the exercises."
+    probability = True # that a pixel lies within an outline, see `choose_points`
     def __init__(self, pupil:Outliner, # films to logits, see `teach`
                  teacher, # a `GeneratorScorer`
                  name:str='lazyseg', # shown in tables

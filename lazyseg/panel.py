@@ -45,7 +45,7 @@ from .phantom import CREDIT, DISEASES, several_arrays
 from .runs import outline
 from .segmenter import (BIGGEST_FILE, KNOWN, KnownFilms, NOTE, Place, Segmented, Segmenter, as_grey, check_fields,
                                fill_network, list_films, odd_about, read_json, read_numbers, sha256, take_numbers, warn_on)
-from .thresholding import dice_from_areas, point_from_labels, score_films
+from .thresholding import choose_points, dice_from_areas, score_films
 from .training import PROFILES, fit_method, method, read_state
 
 # %% ../nbs/08_several_diseases.ipynb #8849c7bc
@@ -636,7 +636,7 @@ def fit_one(films:Several, # all films
     for against in WAYS:
         valid = one_disease(films, disease, against, seed).split('valid')
         scores, sick = score_films(scorer, valid), valid.table.diseased.to_numpy(bool)
-        points[against] = point_from_labels(scores[~sick], scores[sick], patients=valid.table.patient)
+        points[against] = choose_points(scorer, scores, sick, valid.table.patient)['label-only']
     return scorer, points
 
 # %% ../nbs/08_several_diseases.ipynb #49665b4a

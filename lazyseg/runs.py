@@ -24,7 +24,7 @@ from .data import LUNG_MASKS, VIEWS, Films, Source, get_films, get_source
 from .phantom import DISEASES, VERSIONS
 from .scale import DEVICE_PROFILES
 from .thresholding import draw_outline, same_rule
-from .training import METHODS, PROFILES, same_method
+from .training import METHODS, PROFILES, choices_of, same_method
 
 # %% ../nbs/runs.ipynb #4a34f49e
 SOURCES = ('phantom', 'table', 'folder', 'pneumonia', 'nih')
@@ -223,7 +223,7 @@ def already_there(settings:Settings, # of the run that is asked for
     except (OSError, ValueError, KeyError): return False
     new = _USUAL | settings.recorded()
     assumed = _USUAL | FIRST_FILMS | dict(epochs=0, credit='', pictures=True, data=new['data']) # what older runs did not write down
-    return all((assumed | old).get(k) == v for k, v in new.items()) and same_method(kept, settings.method, settings.profile) and same_rule(kept)
+    return all((assumed | old).get(k) == v for k, v in new.items()) and same_method(kept, settings.method, settings.profile) and same_rule(kept, choices_of(settings.method, settings.profile)['exercises'] > 0)
 
 # %% ../nbs/runs.ipynb #be6b9d29
 def get_run_source(settings:Settings, # of the run

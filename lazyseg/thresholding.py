@@ -7,7 +7,7 @@ __all__ = ['MODES', 'PAPER_BAND', 'score_films', 'image_score', 'film_scores', '
            'grow', 'drop_small', 'threshold_for_marked_area', 'count_above', 'dice_from_areas', 'few_films',
            'score_steps', 'threshold_for_dice', 'threshold_otsu_above_healthy', 'estimate_dice',
            'threshold_for_estimated_dice', 'threshold_from_labels', 'threshold_for_marked_films', 'point_from_labels',
-           'point_for_dice', 'same_rule', 'Calibration', 'calibrate', 'draw_outline', 'describe_mask',
+           'point_for_dice', 'choose_points', 'same_rule', 'Calibration', 'calibrate', 'draw_outline', 'describe_mask',
            'threshold_figure', 'share_slider', 'moved_by_hand', 'threshold_slider']
 
 # %% ../nbs/04_thresholding.ipynb #3a2c23e6
@@ -409,7 +409,7 @@ def point_for_dice(scores_healthy, # (N,H,W) scores of held-out healthy films
     patients = np.asarray(patients if patients is not None else np.arange(len(scores)))
     outlined = np.flatnonzero(truth.any((1,2)))
     if not len(outlined): raise LazysegError("No outlined film with disease to choose a share on: every truth is empty.")
-    use = outlined[few_films(patients[outlined], n, seed)]
+    use = outlined[few_films(patients[outlined], n, seed=seed)]
     best, shares = (-1., None), np.linspace(.02, .98, 49)
     for sigma in np.atleast_1d(smoothing):
         point = threshold_for_marked_films(scores_healthy, films, float(sigma))
@@ -419,14 +419,31 @@ def point_for_dice(scores_healthy, # (N,H,W) scores of held-out healthy films
     return replace(best[1], mode='few outlined films', films=len(use)+len(scores_healthy), chosen_on=frozenset(patients[use]) | frozenset(healthy_patients),
                    rule=f'at most {100*films:g}% of healthy films marked; each to the share of its own peak with the best mean Dice on {len(use)} outlined films')
 
+# %% ../nbs/04_thresholding.ipynb #5ba0e00e
+def choose_points(scorer, # any method; where its `probability` is true, its maps are probabilities, where it has a `point`, there is nothing to choose
+                  scores, # (N,H,W) its maps of validation films
+                  diseased, # (N,) bool, their image labels
+                  patients, # (N,) whose films these are
+                  truth=None, # (N,H,W) bool, outlines; None where nobody drew any
+                 ) -> dict: # {mode: OperatingPoint}, see `MODES`
+    "Where to cut the maps of a method: by image labels alone, and, where validation films have outlines, by twenty of these."
+    if getattr(scorer, 'point', None): return dict.fromkeys(MODES, scorer.point)
+    scores, sick, patients, own = np.asarray(scores), np.asarray(diseased, bool), np.asarray(patients), getattr(scorer, 'probability', False)
+    points = {MODES[0]: (point_from_labels if own else threshold_from_labels)(scores[~sick], scores[sick], patients=patients)}
+    if truth is not None and (drawn := np.asarray(truth)[sick] > 0).any():
+        points[MODES[1]] = (point_for_dice(scores[~sick], scores[sick], drawn, patients[sick], patients[~sick]) if own else
+                            threshold_for_dice(scores[sick], drawn, patients[sick]))
+    return points
+
 # %% ../nbs/04_thresholding.ipynb #5ba0e00c
-_EARLIER = 'best estimated Dice, from', 'marks at most', 'best mean Dice on' # how the rules begin that chose one threshold for all films
+_ONE = 'best estimated Dice, from', 'marks at most', 'best mean Dice on' # how the rules begin that choose one threshold for all films
 
 def same_rule(kept:dict, # what is in the metrics.json of a run
-             ) -> bool: # false where one threshold for all films was chosen
+              probability:bool, # of its maps, see `choose_points`
+             ) -> bool: # true where nothing has to be chosen anew
     "Whether the marks of a kept run are by today's rules, or by a point that nobody had to choose. A run that does not say is believed."
     points = [r.get('about', {}).get('operating_point', {}) for r in kept.get('results', {}).values()]
-    return not any(point.get('rule', '').startswith(_EARLIER) for point in points)
+    return not any(point.get('rule', '').startswith(_ONE) if probability else point.get('share') is not None for point in points)
 
 # %% ../nbs/04_thresholding.ipynb #1e82bd79
 @dataclass

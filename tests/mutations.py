@@ -53,6 +53,9 @@ FAULTS = [
     ('a threshold forgets whom it was chosen on', 'thresholding', "chosen_on=frozenset(patients[use]))", "chosen_on=frozenset())", E + 'TestMistakes::test_threshold_from_test_films_is_refused'),
     ('the label-only threshold marks too much of healthy films', 'thresholding', "key=lambda point: point.threshold)", "key=lambda point: -point.threshold)", F + 'test_the_headline_rule_keeps_healthy_films_quiet'),
     ('all films choose the threshold', 'thresholding', "use = outlined[few_films(patients[outlined], n, seed)]", "use = outlined", T + 'TestThresholds::test_only_the_few_films_are_used'),
+    ('marks reach to the same score on every film', 'thresholding', "self.share*peak, np.inf", "self.share*peak.max(), np.inf", T + 'TestOperatingPoint::test_a_share_is_of_each_films_own_peak'),
+    ('marks by a share cover too much of healthy films', 'thresholding', "max(best, quiet)", "best", T + 'TestThresholds::test_both_promises_of_the_headline_rule_are_kept'),
+    ('all films choose the share', 'thresholding', "n, seed=seed)]", "n=len(outlined))]", T + 'TestThresholds::test_only_the_few_films_choose_the_share'),
     # maps and metrics
     ('the map ignores the film', 'models', "return (films - c.film).abs()[:, 0]", "return (c.film*0 + .5)[:, 0]", F + 'test_a_map_follows_its_film'),
     ("a map is the next film's", 'thresholding', "scores[start:start+batch_size] = maps[...,::-1] if flip else maps", "scores[start:start+batch_size] = np.roll(maps[...,::-1] if flip else maps, 1, 0)", T + 'TestScoreFilms::test_batches_do_not_matter'),
