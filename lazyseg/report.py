@@ -218,7 +218,8 @@ def _describe_run(run:Run, size:int) -> str:
     text = f"**{run.method}**: film {about['name']}, {run.size} px" + (
         f" (the paper's figure has {size} px; that run is missing)" if run.size != size else '')
     text += f", view {s['view']}, profile {s['profile']}, {run.metrics['epochs']} epochs, seed {s['seed']}; "
-    text += point['rule'] if point['high'] else f"threshold {point['threshold']:.3g} ({point['rule']})"
+    reach = '' if point.get('share') is None else f", {point['share']:.2f} of the peak"
+    text += point['rule'] if point['high'] else f"threshold {point['threshold']:.3g}{reach} ({point['rule']})"
     return (text + (f"; Dice {found['dice']:.2f} on this film" if found['dice'] is not None else '') +
             f", {100*found['marked']:.1f}% of it marked.")
 

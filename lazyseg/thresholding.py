@@ -348,7 +348,7 @@ def threshold_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy f
                           area:float=.005, # share of healthy films that may be marked, 0..1
                           patients=(), # whose films these are
                          ) -> OperatingPoint: # mode 'label-only'
-    "One threshold for all films: best estimated Dice, but never one that marks more than `area` of the healthy films."
+    "One threshold for all films, the headline rule for other maps: best estimated Dice, but never one that marks more than `area` of the healthy films."
     best = threshold_for_estimated_dice(scores_healthy, scores_diseased, smoothing, patients=patients)
     quiet = threshold_for_marked_area(scores_healthy, area, smoothing=smoothing, patients=patients)
     return max(best, replace(quiet, films=best.films), key=lambda point: point.threshold)
@@ -379,7 +379,7 @@ def point_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy films
                       area:float=.0075, # share of all healthy films' pixels that may be marked, 0..1
                       patients=(), # whose films these are
                      ) -> OperatingPoint: # mode 'label-only'
-    "The project's headline rule: a threshold says whether a film is marked, a share of its own peak how far. Image labels alone."
+    "The headline rule for maps of probabilities: a threshold says whether a film is marked, a share of its own peak how far. Image labels alone."
     if not 0 <= area < 1: raise LazysegError(f"area is {area}; it is a share of all healthy films' pixels, from 0 to below 1.")
     point = threshold_for_marked_films(scores_healthy, films, smoothing, patients)
     healthy, diseased = (np.sort(_of_peak(point, s).ravel()) for s in (scores_healthy, scores_diseased))

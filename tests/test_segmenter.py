@@ -141,6 +141,21 @@ def test_a_failed_save_leaves_the_old_model(model, folder, monkeypatch):
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
+def test_a_model_keeps_how_far_its_marks_reach(model, tmp_path, capsys):
+    from lazyseg import cli
+    kept = replace(model, point=OperatingPoint(1e-9, smoothing=1., share=.4)).save(tmp_path / "kept")
+    again = Segmenter.load(kept)
+    assert again.point == OperatingPoint(1e-9, smoothing=1., share=.4) and "reaches to 0.40 of that peak" in (kept / "README.md").read_text()
+    found = again.segment(FILM)
+    smooth = again.point.smooth(found.scores[None])[0]
+    assert np.array_equal(found.marks, smooth > .4*smooth.max()) and found.marks.any()
+    assert cli._load_model(kept, "settings.json", .2, None, False).point.share is None, "a threshold given by hand is one for all films"
+    about = json.loads((kept / "settings.json").read_text())
+    for wrong in (7, "far"):
+        (kept / "settings.json").write_text(json.dumps(about | dict(operating_point=about["operating_point"] | dict(share=wrong))))
+        with pytest.raises(LazysegError, match="share|does not fit"): Segmenter.load(kept)
+
+
 def test_others_may_read_what_is_saved(folder):
     "Every file has the rights that the user's own files get, weights too."
     (folder / "mine").touch()
@@ -394,3 +409,12 @@ def test_explore_follows_its_sliders(model):
         seen.append(bytes(picture.value))
     assert len(set(seen)) == 5 and "black and white" in text.value and box.point.threshold == threshold.value < .05
     assert Image.open(io.BytesIO(picture.value)).size[1] == S.SHOWN
+
+
+def test_explore_moves_how_far_marks_reach(model):
+    pytest.importorskip("ipywidgets")
+    box = S.explore(replace(model, point=OperatingPoint(0., share=.5)), [FILM])
+    share, picture = box.children[2], box.children[5]
+    first = bytes(picture.value)
+    share.value = .99
+    assert bytes(picture.value) != first and (box.point.share, box.point.threshold) == (.99, 0)
