@@ -374,13 +374,14 @@ def _of_peak(point, scores): # (N,H,W) -> (N,H,W): each score as a share of its 
 
 def point_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy films
                       scores_diseased, # (M,H,W) scores of held-out diseased films
-                      smoothing:float=1., # pixels
+                      smoothing:float=None, # pixels; None: a 64th of the height
                       films:float=.4, # share of the healthy films that may be marked at all, 0..1
                       area:float=.0075, # share of all healthy films' pixels that may be marked, 0..1
                       patients=(), # whose films these are
                      ) -> OperatingPoint: # mode 'label-only'
     "The headline rule for maps of probabilities: a threshold says whether a film is marked, a share of its own peak how far. Image labels alone."
     if not 0 <= area < 1: raise LazysegError(f"area is {area}; it is a share of all healthy films' pixels, from 0 to below 1.")
+    if smoothing is None: smoothing = np.shape(scores_healthy)[1]/64
     point = threshold_for_marked_films(scores_healthy, films, smoothing, patients)
     healthy, diseased = (np.sort(_of_peak(point, s).ravel()) for s in (scores_healthy, scores_diseased))
     disease = estimate_dice(point.smooth(scores_healthy), point.smooth(scores_diseased))[2]
@@ -400,7 +401,7 @@ def point_for_dice(scores_healthy, # (N,H,W) scores of held-out healthy films
                    patients=None, # (M,) whose films these are
                    healthy_patients=(), # (N,) whose films the healthy ones are
                    n:int=20, # outlined films to use, see `few_films`
-                   smoothing=(0., 1., 2.), # the smoothings to try, pixels
+                   smoothing=None, # the smoothings to try, pixels; None: none, a 64th of the height, and two
                    films:float=.4, # share of the healthy films that may be marked at all, 0..1
                    seed:int=0, # which films
                   ) -> OperatingPoint: # mode 'few outlined films'
@@ -411,7 +412,7 @@ def point_for_dice(scores_healthy, # (N,H,W) scores of held-out healthy films
     if not len(outlined): raise LazysegError("No outlined film with disease to choose a share on: every truth is empty.")
     use = outlined[few_films(patients[outlined], n, seed=seed)]
     best, shares = (-1., None), np.linspace(.02, .98, 49)
-    for sigma in np.atleast_1d(smoothing):
+    for sigma in np.arange(3)*scores.shape[1]/64 if smoothing is None else np.atleast_1d(smoothing):
         point = threshold_for_marked_films(scores_healthy, films, float(sigma))
         hit, other = count_above(_of_peak(point, scores[use]), truth[use], shares)
         dice = dice_from_areas(hit, hit+other, truth[use].sum((1,2))[:,None]).mean(0)
