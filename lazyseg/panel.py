@@ -197,6 +197,7 @@ def draws_of(patients, # (N,) whose film it is
              seed:int=0, # seed of every draw
             ): # (1 + n_boot, N): how often each film takes part
     "Bootstrap draws of patients, with the films as they are before them."
+    if len(set(patients)) < 2: n_boot = 0 # one patient can be drawn in one way: that is no interval
     return np.concatenate([np.ones((1, len(patients))), patient_draws(patients, n_boot, seed)])
 
 # %% ../nbs/08_several_diseases.ipynb #da8cb951
@@ -320,11 +321,11 @@ def _draws(counts, patients, chosen, n_boot, seed): # of some of the films
 def _intervals(draws): return with_interval(draws) if draws.ndim == 1 else [_intervals(draws[:, i]) for i in range(draws.shape[1])]
 
 # %% ../nbs/08_several_diseases.ipynb #4b996fed
-RULES = dict(both='every disease keeps its marks', score='a pixel goes to the disease whose score is furthest above its own threshold',
+RULES = dict(both='every disease keeps its marks', score='a pixel goes to the disease whose score is furthest above where it is cut',
              probability='a pixel goes to the likelier disease')
 
 def settle(masks, # (..., K, H, W) bool: what each disease's own model marks
-           margins, # (..., K, H, W) float: score through threshold
+           margins, # (..., K, H, W) float: score through the level where the film is cut
            probability, # (..., K) of each disease on the film
            rule:str='both', # one of `RULES`
           ) -> np.ndarray: # (..., K, H, W) bool
@@ -351,7 +352,7 @@ def told_by_area(masks, # (N, K, H, W) bool: what is marked on validation films
     return np.nanmean(found, 0) # among few films, a draw may miss a disease
 
 def choose_rule(masks, # (N, K, H, W) bool: what is marked on validation films
-                margins, # (N, K, H, W) float: score through threshold
+                margins, # (N, K, H, W) float: score through the level where the film is cut
                 probability, # (N, K) of each disease on the film
                 has, # (N, K) bool, their labels
                ) -> tuple: # the rule, {rule: `told_by_area`}
