@@ -479,7 +479,7 @@ def _options_segment(p):
     p.add_argument('-m', '--model', help="a folder of a model or a panel, as a run leaves it in its folder model/; "
                                          "without it, the demo model that comes with a checkout, which knows the phantom's films alone")
     p.add_argument('-o', '--out', required=True, help='folder for masks/, overlays/ and films.csv')
-    p.add_argument('--threshold', type=float, help="one score for all films, above which a pixel is marked, in place of the model's own rule")
+    p.add_argument('--threshold', type=float, help="one for all films, in place of the model's own rule")
     p.add_argument('--dicom', action='store_true',
                    help='write a DICOM SEG object for each DICOM film into dicom_seg/; such an object names its patient')
     p.add_argument('--names', action='store_true',

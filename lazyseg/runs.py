@@ -223,7 +223,9 @@ def already_there(settings:Settings, # of the run that is asked for
     except (OSError, ValueError, KeyError): return False
     new = _USUAL | settings.recorded()
     assumed = _USUAL | FIRST_FILMS | dict(epochs=0, credit='', pictures=True, data=new['data']) # what older runs did not write down
-    return all((assumed | old).get(k) == v for k, v in new.items()) and same_method(kept, settings.method, settings.profile) and same_rule(kept, choices_of(settings.method, settings.profile)['exercises'] > 0)
+    taught = choices_of(settings.method, settings.profile)['exercises'] > 0 # by outlines: its maps are probabilities
+    same = same_method(kept, settings.method, settings.profile) and same_rule(kept, taught)
+    return same and all((assumed | old).get(k) == v for k, v in new.items())
 
 # %% ../nbs/runs.ipynb #be6b9d29
 def get_run_source(settings:Settings, # of the run

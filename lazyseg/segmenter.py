@@ -561,8 +561,8 @@ def model_card(about:dict, # settings.json
         f"Source `{about['source']}`, seed {about['seed']}: {films}.",
         f"View `{about['view']}`. {about.get('credit', '')}", '', '## Threshold', '',
         f"{point['threshold']:.4g}, mode *{point['mode']}*, rule: {point['rule']}; chosen on {point['films']} validation films."
-        + ('' if point.get('share') is None else " A film is marked where the peak of its smoothed score is larger than the threshold, and each mark reaches to "
-           f"{point['share']:.2f} of that peak."), '',
+        + ('' if point.get('share') is None else " A film is marked where the peak of its smoothed score is larger than the threshold, "
+           f"and each mark reaches to {point['share']:.2f} of that peak."), '',
         '## How good it is', '', _card_numbers(metrics), '', '## Limits', '',
         '- It was measured on films of the source above and on no others. Elsewhere it may be worse, and nobody knows by how much.',
         '- It marks what differs from the healthy films it saw. '

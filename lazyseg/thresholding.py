@@ -177,7 +177,7 @@ def drop_small(masks, # (N,H,W) bool
 @patch
 def levels(self:OperatingPoint, smoothed, # (N,H,W) scores after smoothing
           ) -> np.ndarray: # (N,)
-    "The score above which each film is marked. With a `share` it is a part of the film's own peak, and infinite for a film that stays unmarked."
+    "The score above which each film is marked: with a `share` a part of its own peak, and infinite for a film that stays unmarked."
     if self.share is None: return np.full(len(smoothed), self.threshold, smoothed.dtype)
     peak = smoothed.max((1,2))
     return np.where(peak > self.threshold, self.share*peak, np.inf).astype(smoothed.dtype)
@@ -348,7 +348,8 @@ def threshold_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy f
                           area:float=.005, # share of healthy films that may be marked, 0..1
                           patients=(), # whose films these are
                          ) -> OperatingPoint: # mode 'label-only'
-    "One threshold for all films, the headline rule for other maps: best estimated Dice, but never one that marks more than `area` of the healthy films."
+    """One threshold for all films, the headline rule for maps that are no probabilities: best estimated Dice, but never one that
+    marks more than `area` of the healthy films."""
     best = threshold_for_estimated_dice(scores_healthy, scores_diseased, smoothing, patients=patients)
     quiet = threshold_for_marked_area(scores_healthy, area, smoothing=smoothing, patients=patients)
     return max(best, replace(quiet, films=best.films), key=lambda point: point.threshold)
@@ -379,7 +380,8 @@ def point_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy films
                       area:float=.0075, # share of all healthy films' pixels that may be marked, 0..1
                       patients=(), # whose films these are
                      ) -> OperatingPoint: # mode 'label-only'
-    "The headline rule for maps of probabilities: a threshold says whether a film is marked, a share of its own peak how far. Image labels alone."
+    """The headline rule for maps of probabilities: a threshold says whether a film is marked, a share of its own peak how far.
+    Image labels alone."""
     if not 0 <= area < 1: raise LazysegError(f"area is {area}; it is a share of all healthy films' pixels, from 0 to below 1.")
     if smoothing is None: smoothing = np.shape(scores_healthy)[1]/64
     point = threshold_for_marked_films(scores_healthy, films, smoothing, patients)
@@ -417,11 +419,13 @@ def point_for_dice(scores_healthy, # (N,H,W) scores of held-out healthy films
         hit, other = count_above(_of_peak(point, scores[use]), truth[use], shares)
         dice = dice_from_areas(hit, hit+other, truth[use].sum((1,2))[:,None]).mean(0)
         best = max(best, (dice.max(), replace(point, share=float(shares[dice.argmax()]))), key=lambda b: b[0])
-    return replace(best[1], mode='few outlined films', films=len(use)+len(scores_healthy), chosen_on=frozenset(patients[use]) | frozenset(healthy_patients),
-                   rule=f'at most {100*films:g}% of healthy films marked; each to the share of its own peak with the best mean Dice on {len(use)} outlined films')
+    rule = (f'at most {100*films:g}% of healthy films marked; '
+            f'each to the share of its own peak with the best mean Dice on {len(use)} outlined films')
+    return replace(best[1], mode='few outlined films', films=len(use)+len(scores_healthy), rule=rule,
+                   chosen_on=frozenset(patients[use]) | frozenset(healthy_patients))
 
 # %% ../nbs/04_thresholding.ipynb #5ba0e00e
-def choose_points(scorer, # any method; where its `probability` is true, its maps are probabilities, where it has a `point`, there is nothing to choose
+def choose_points(scorer, # any method; its maps are probabilities where its `probability` says so; a `point` of its own is taken
                   scores, # (N,H,W) its maps of validation films
                   diseased, # (N,) bool, their image labels
                   patients, # (N,) whose films these are
@@ -429,7 +433,8 @@ def choose_points(scorer, # any method; where its `probability` is true, its map
                  ) -> dict: # {mode: OperatingPoint}, see `MODES`
     "Where to cut the maps of a method: by image labels alone, and, where validation films have outlines, by twenty of these."
     if getattr(scorer, 'point', None): return dict.fromkeys(MODES, scorer.point)
-    scores, sick, patients, own = np.asarray(scores), np.asarray(diseased, bool), np.asarray(patients), getattr(scorer, 'probability', False)
+    scores, sick, patients = np.asarray(scores), np.asarray(diseased, bool), np.asarray(patients)
+    own = getattr(scorer, 'probability', False)
     points = {MODES[0]: (point_from_labels if own else threshold_from_labels)(scores[~sick], scores[sick], patients=patients)}
     if truth is not None and (drawn := np.asarray(truth)[sick] > 0).any():
         points[MODES[1]] = (point_for_dice(scores[~sick], scores[sick], drawn, patients[sick], patients[~sick]) if own else
