@@ -598,7 +598,7 @@ def run_one(name:str, # a row of `BASELINES` or of `METHODS`
             out:Path, # folder of the benchmark
             settings:dict, # size, films, profile, seed: a run with other settings is made anew
            ) -> dict: # what is in metrics.json
-    "Train and measure one method on one disease, unless that was done already with the same settings."
+    "Train and measure one method on one disease, unless that was done already with the same settings and today's rule for marks."
     folder, asked = Path(out)/disease/_slug(name), dict(method=name, disease=disease, **settings, **films_version(disease))
     try: kept = read_metrics(folder)
     except (OSError, ValueError): kept = {}
@@ -667,10 +667,10 @@ FLOORS, CEILING = ('empty mask', 'lung mask'), 'supervised U-Net'
 
 def table_rows(found:dict, # from `benchmark`
                metric:str='dice', # one of `COLUMNS`
-               mode:str=MODES[0], # one of `MODES`: how the threshold was chosen
+               mode:str=MODES[0], # one of `MODES`: how marks were chosen
               ) -> dict: # {the row's name: (method, mode)}
-    """Floors first and the ceiling last; twice for Dice from labels, for there it pays for its threshold too.
-    Only where outlines choose it is it a ceiling."""
+    """Floors first and the ceiling last; twice for Dice from labels, for there it pays for its marks too.
+    Only where outlines fit them is it a ceiling."""
     names = sorted(dict.fromkeys(name for methods in found.values() for name in methods), key=lambda n: (n not in FLOORS, n == CEILING))
     highest = {f'{CEILING}, {MODES[1]}': (CEILING, MODES[1])} if metric == 'dice' and mode != MODES[1] and CEILING in names else {}
     return {n: (n, mode) for n in names} | highest
@@ -685,7 +685,7 @@ def long_table(found:dict, # from `benchmark`
 
 def wide_table(found:dict, # from `benchmark`
                metric:str='dice', # one of `COLUMNS`
-               mode:str=MODES[0], # one of `MODES`: how the threshold was chosen
+               mode:str=MODES[0], # one of `MODES`: how marks were chosen
               ) -> pd.DataFrame: # methods by diseases, text with interval
     """One metric of every method on every disease, floors first and the ceiling last;
     the last column is the training time by the clock, the median over diseases."""
@@ -706,7 +706,7 @@ def to_markdown(table:pd.DataFrame, # of text; its index is the first column
              *([i, *row] for i, row in zip(table.index, table.to_numpy()))]
     return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines) + '\n'
 
-TABLES = {'dice': 'Dice at the frozen threshold', 'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC',
+TABLES = {'dice': 'Dice', 'pixel_ap': 'pixel average precision', 'image_auroc': 'image AUROC',
           'marked_healthy': 'share of healthy films that is marked'}
 
 # %% ../nbs/06_baselines.ipynb #bb1b3627
@@ -724,7 +724,7 @@ def write_tables(found:dict, # from `benchmark`
             '\nTest films only; 95% intervals over patients. Not a medical device.\n\n' + first['credit']]
     for metric, title in TABLES.items():
         for mode in MODES if metric == 'dice' else MODES[:1]:
-            text += [f'\n## {title}, threshold: {mode}\n', to_markdown(wide_table(found, metric, mode))]
+            text += [f'\n## {title}, marks: {mode}\n', to_markdown(wide_table(found, metric, mode))]
     band = {d: as_text(methods['paper']['results'].get("paper's band", {}).get('dice'))
             for d, methods in found.items() if 'paper' in methods}
     if band:
@@ -744,7 +744,7 @@ def write_tables(found:dict, # from `benchmark`
 # %% ../nbs/06_baselines.ipynb #37cf1c40
 def figure_benchmark(found:dict, # from `benchmark`
                      metric:str='dice', # one of `COLUMNS`
-                     mode:str=MODES[0], # one of `MODES`: how the threshold was chosen
+                     mode:str=MODES[0], # one of `MODES`: how marks were chosen
                     ) -> plt.Figure:
     "One panel a disease: value and interval of every method, the last row, the ceiling, as a line as well."
     fig, axes = plt.subplots(1, len(found), figsize=(2.3*len(found) + 1.4, 3.9), sharey=True, squeeze=False, layout='constrained')

@@ -22,7 +22,7 @@ from scipy import ndimage, stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from .core import LazysegError, one_of
-from .thresholding import (_NEIGHBOURS, OperatingPoint, count_above, dice_from_areas, draw_outline,
+from .thresholding import (_NEIGHBOURS, OperatingPoint, of_peak, count_above, dice_from_areas, draw_outline,
                                   estimate_dice, image_score, threshold_for_marked_area)
 
 # %% ../nbs/05_evaluation.ipynb #4a5ed52c
@@ -156,7 +156,7 @@ class Measured:
     pixels: int # pixels of a film
     operating_point: OperatingPoint # how its scores become marks
     exact: dict # pixel metrics without the rounding to K thresholds
-    smooth: tuple # `true` and `other` again, for the scores after the operating point's smoothing
+    smooth: tuple # `true` and `other` again, for the scores after the operating point's smoothing; with a share, for shares besides
 
     def __len__(self): return len(self.table)
 
@@ -245,6 +245,9 @@ def measure(scores, # (N,H,W) score maps of test films
     smooth = true, other
     if operating_point.smoothing:
         smooth = count_above(blurred := operating_point.smooth(scores), outline, _steps(blurred, outline, bins//4))
+    if operating_point.share is not None: # other shares, where the point marks a film at all
+        cut = count_above(of_peak(operating_point, scores), outline, np.linspace(0, .99, 100))
+        smooth = tuple(np.concatenate(pair, 1) for pair in zip(smooth, cut))
     return Measured(table, steps, true, other, scores[0].size, operating_point, exact, smooth)
 
 # %% ../nbs/05_evaluation.ipynb #bb6bba68
@@ -291,7 +294,7 @@ def _median(weights, values): # (n,N), (N,) -> (n,): the lower weighted median
                 else np.full(len(weights), np.nan))
 
 # %% ../nbs/05_evaluation.ipynb #167d2776
-def _oracle_dice(weights, m, films): # the best mean Dice that any one threshold gives, and no worse than the frozen one's
+def _oracle_dice(weights, m, films): # the best mean Dice of any one threshold, or any one share; no worse than the frozen point's
     true, other = (counts[films] for counts in m.smooth)
     means = np.column_stack([dice_from_areas(true, true+other, true[:,:1]), m.table.dice.values[films]])
     with np.errstate(invalid='ignore', divide='ignore'): return (weights[:,films]@means/weights[:,films].sum(1, keepdims=True)).max(1)

@@ -321,11 +321,11 @@ def _draws(counts, patients, chosen, n_boot, seed): # of some of the films
 def _intervals(draws): return with_interval(draws) if draws.ndim == 1 else [_intervals(draws[:, i]) for i in range(draws.shape[1])]
 
 # %% ../nbs/08_several_diseases.ipynb #4b996fed
-RULES = dict(both='every disease keeps its marks', score='a pixel goes to the disease whose score is furthest above where it is cut',
+RULES = dict(both='every disease keeps its marks', score='a pixel goes to the disease whose score is furthest above its own threshold',
              probability='a pixel goes to the likelier disease')
 
 def settle(masks, # (..., K, H, W) bool: what each disease's own model marks
-           margins, # (..., K, H, W) float: score through the level where the film is cut
+           margins, # (..., K, H, W) float: score through the threshold that says whether a film is marked
            probability, # (..., K) of each disease on the film
            rule:str='both', # one of `RULES`
           ) -> np.ndarray: # (..., K, H, W) bool
@@ -352,7 +352,7 @@ def told_by_area(masks, # (N, K, H, W) bool: what is marked on validation films
     return np.nanmean(found, 0) # among few films, a draw may miss a disease
 
 def choose_rule(masks, # (N, K, H, W) bool: what is marked on validation films
-                margins, # (N, K, H, W) float: score through the level where the film is cut
+                margins, # (N, K, H, W) float: score through the threshold that says whether a film is marked
                 probability, # (N, K) of each disease on the film
                 has, # (N, K) bool, their labels
                ) -> tuple: # the rule, {rule: `told_by_area`}
@@ -483,9 +483,7 @@ def _settled(self:Panel, view, place, notes, probability, state, found, far, odd
     "One film's result: overlaps settled, what is odd said."
     masks, margins = np.zeros((2, len(self.diseases), *view.shape), np.float32)
     for k, (name, s) in enumerate(self.segmenters.items()):
-        if name in found:
-            smooth = s.point.smooth(found[name].scores[None])
-            masks[k], margins[k] = found[name].marks, smooth[0]/max(s.point.levels(smooth)[0], 1e-6)
+        if name in found: masks[k], margins[k] = found[name].marks, s.point.smooth(found[name].scores[None])[0]/max(s.point.threshold, 1e-6)
     warn = [f'the picture {note}' for note in notes] + odd
     return Diagnosed(self.diseases, view.astype(np.float32)/255, probability, state, found,
                      settle(masks > 0, margins, probability, self.rule), float(far), warn, place)
@@ -626,7 +624,7 @@ def fit_one(films:Several, # all films
             seed:int=0, # seed of every draw
             folder:Path=None, # for what a stopped training needs to go on
            ) -> tuple: # a scorer; {way: operating point}, the threshold by each of `WAYS`
-    "One disease's model, trained one way, with its threshold by either."
+    "One disease's model, trained one way, and where it is cut by either."
     size = PANELS[one_of('profile', profile, PANELS)]
     part = one_disease(films, disease, way, seed)
     batches = max(part.split('train').table.diseased.value_counts())//8
@@ -645,12 +643,12 @@ def marks_of(scorers:dict, # {disease: scorer}
              points:dict, # {disease: operating point}
              films, # anything with `.film`, a uint8 array (N, H, W)
             ) -> tuple: # masks (N, K, H, W) bool, margins (N, K, H, W) float16
-    "What each model marks on every film, and by how much each pixel exceeds its threshold."
+    "What each model marks on every film, and by how much each pixel exceeds the threshold that says whether a film is marked."
     masks, margins = [], []
     for name, scorer in scorers.items():
         smooth = points[name].smooth(score_films(scorer, films))
         masks.append(points[name].cut(smooth))
-        margins.append((smooth/points[name].levels(smooth).clip(min=1e-6)[:, None, None]).clip(max=1e4).astype(np.float16))
+        margins.append((smooth/max(points[name].threshold, 1e-6)).clip(max=1e4).astype(np.float16))
     return np.stack(masks, 1), np.stack(margins, 1)
 
 def make_panel(films:Several, # all films

@@ -164,7 +164,7 @@ FIGURES = { # number: disease, height in pixels, what is shown, in the paper's w
 }
 
 def _shown_point(run:Run) -> str: # name of an operating point
-    "What makes the mask in a figure: the paper's own band for its method, else the threshold that labels alone chose."
+    "What makes the mask in a figure: the paper's own band for its method, else where labels alone cut it."
     return "paper's band" if run.result("paper's band") else 'label-only'
 
 # %% ../nbs/make_report.ipynb #c485e1c0

@@ -537,7 +537,7 @@ def _card_numbers(metrics:dict|None) -> str:
     about = next(iter(results.values()))['about']
     return '\n'.join(lines) + (
         f"\n\nOn {about['films']} test films of {about['patients']} patients that the training did not see; {about['interval']}. "
-        "*Label-only* thresholds were chosen by image labels, the others by outlines of validation films.")
+        "*Label-only* marks were chosen by image labels, the others by outlines of validation films.")
 
 def _as_interval(r:dict) -> str: # {value, low, high}
     "A number with its interval, as text."

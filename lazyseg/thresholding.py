@@ -6,9 +6,9 @@
 __all__ = ['MODES', 'PAPER_BAND', 'score_films', 'image_score', 'film_scores', 'paper_map', 'paper_band', 'OperatingPoint',
            'grow', 'drop_small', 'threshold_for_marked_area', 'count_above', 'dice_from_areas', 'few_films',
            'score_steps', 'threshold_for_dice', 'threshold_otsu_above_healthy', 'estimate_dice',
-           'threshold_for_estimated_dice', 'threshold_from_labels', 'threshold_for_marked_films', 'point_from_labels',
-           'point_for_dice', 'choose_points', 'same_rule', 'Calibration', 'calibrate', 'draw_outline', 'describe_mask',
-           'threshold_figure', 'share_slider', 'moved_by_hand', 'threshold_slider']
+           'threshold_for_estimated_dice', 'threshold_from_labels', 'threshold_for_marked_films', 'of_peak',
+           'point_from_labels', 'point_for_dice', 'choose_points', 'same_rule', 'Calibration', 'calibrate',
+           'draw_outline', 'describe_mask', 'threshold_figure', 'share_slider', 'moved_by_hand', 'threshold_slider']
 
 # %% ../nbs/04_thresholding.ipynb #3a2c23e6
 import io
@@ -187,7 +187,8 @@ def cut(self:OperatingPoint, smoothed, # (N,H,W) scores after smoothing
         region=None, # (N,H,W) bool: where a mark may be
        ) -> np.ndarray: # (N,H,W) bool
     "The mask of scores that are already smooth."
-    mask = smoothed > (self.threshold if self.share is None else self.levels(smoothed)[:,None,None])
+    seen = smoothed if region is None else np.where(region, smoothed, 0) # a peak outside says nothing of what is inside
+    mask = smoothed > (self.threshold if self.share is None else self.levels(seen)[:,None,None])
     if self.low is not None: mask = grow(mask, smoothed > self.low)
     if self.high is not None: mask &= smoothed < self.high
     if region is not None: mask &= np.asarray(region, bool)
@@ -368,10 +369,13 @@ def threshold_for_marked_films(scores_healthy, # (N,H,W) scores of held-out heal
     return replace(point, threshold=max(float(_least_threshold(point.smooth(scores_healthy).max((1,2)), films)), 0.))
 
 # %% ../nbs/04_thresholding.ipynb #5ba0e003
-def _of_peak(point, scores): # (N,H,W) -> (N,H,W): each score as a share of its film's peak, 0 on films that stay unmarked
+def of_peak(point:OperatingPoint, # its threshold and smoothing count
+            scores, # (N,H,W) scores
+           ) -> np.ndarray: # (N,H,W), 0..1
+    "Each smooth score as a share of its film's peak; 0 on films that the point leaves unmarked."
     smooth = point.smooth(scores)
     peak = smooth.max((1,2))[:,None,None]
-    return np.where(peak > point.threshold, smooth/np.maximum(peak, 1e-12), 0)
+    return np.divide(smooth, peak, out=np.zeros_like(smooth), where=peak > point.threshold)
 
 def point_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy films
                       scores_diseased, # (M,H,W) scores of held-out diseased films
@@ -383,17 +387,17 @@ def point_from_labels(scores_healthy, # (N,H,W) scores of held-out healthy films
     """The headline rule for maps of probabilities: a threshold says whether a film is marked, a share of its own peak how far.
     Image labels alone."""
     if not 0 <= area < 1: raise LazysegError(f"area is {area}; it is a share of all healthy films' pixels, from 0 to below 1.")
-    if smoothing is None: smoothing = np.shape(scores_healthy)[1]/64
+    if smoothing is None: smoothing = np.shape(scores_healthy)[1]/64 if len(scores_healthy) else 0. # none: refused below
     point = threshold_for_marked_films(scores_healthy, films, smoothing, patients)
-    healthy, diseased = (np.sort(_of_peak(point, s).ravel()) for s in (scores_healthy, scores_diseased))
+    healthy, diseased = (np.sort(of_peak(point, s).ravel()) for s in (scores_healthy, scores_diseased))
     disease = estimate_dice(point.smooth(scores_healthy), point.smooth(scores_diseased))[2]
     shares = np.linspace(0, .99, 100)
     marked_h, marked_d = (1-np.searchsorted(s, shares, side='right')/len(s) for s in (healthy, diseased))
     true = np.clip(marked_d-(1-disease)*marked_h, 0, disease)
     best = shares[np.argmax(true/np.maximum(marked_d+disease, 1e-12))]
     quiet = float(_least_threshold(healthy, area))*(1+1e-6) # a pixel that lies at the share itself stays out, however it is rounded
-    rule = (f'at most {100*films:g}% of healthy films marked, on at most {100*area:g}% of their area; '
-            "each to the share of its own peak with the best estimated Dice")
+    rule = f'at most {100*films:g}% of healthy films marked; each film to the share of its own peak ' + (
+        'with the best estimated Dice' if best >= quiet else f'at which marks cover {100*area:g}% of all healthy films, and no more')
     return replace(point, share=float(min(max(best, quiet), 1)), rule=rule, films=len(scores_healthy)+len(scores_diseased))
 
 # %% ../nbs/04_thresholding.ipynb #5ba0e008
@@ -405,22 +409,26 @@ def point_for_dice(scores_healthy, # (N,H,W) scores of held-out healthy films
                    n:int=20, # outlined films to use, see `few_films`
                    smoothing=None, # the smoothings to try, pixels; None: none, a 64th of the height, and two
                    films:float=.4, # share of the healthy films that may be marked at all, 0..1
+                   area:float=.02, # share of all healthy films' pixels that may be marked, 0..1
                    seed:int=0, # which films
                   ) -> OperatingPoint: # mode 'few outlined films'
-    "As `point_from_labels`, with the share that has the best mean Dice on a few outlined films. It needs pixel truth, and says so."
+    """As `point_from_labels`, with the share and the smoothing that have the best mean Dice on a few outlined films, and more room on
+    healthy ones. It needs pixel truth, and says so."""
     scores, truth = np.asarray(scores), np.asarray(truth, bool)
     patients = np.asarray(patients if patients is not None else np.arange(len(scores)))
     outlined = np.flatnonzero(truth.any((1,2)))
     if not len(outlined): raise LazysegError("No outlined film with disease to choose a share on: every truth is empty.")
     use = outlined[few_films(patients[outlined], n, seed=seed)]
-    best, shares = (-1., None), np.linspace(.02, .98, 49)
+    best, shares = (-1., None), np.concatenate([[.005, .01, .015], np.linspace(.02, .98, 49)])
     for sigma in np.arange(3)*scores.shape[1]/64 if smoothing is None else np.atleast_1d(smoothing):
         point = threshold_for_marked_films(scores_healthy, films, float(sigma))
-        hit, other = count_above(_of_peak(point, scores[use]), truth[use], shares)
+        hit, other = count_above(of_peak(point, scores[use]), truth[use], shares)
         dice = dice_from_areas(hit, hit+other, truth[use].sum((1,2))[:,None]).mean(0)
+        loud = shares < float(_least_threshold(of_peak(point, scores_healthy).ravel(), area))*(1+1e-6)
+        dice[loud & (shares < shares[-1])] = -1 # the last one is left where all are too loud
         best = max(best, (dice.max(), replace(point, share=float(shares[dice.argmax()]))), key=lambda b: b[0])
-    rule = (f'at most {100*films:g}% of healthy films marked; '
-            f'each to the share of its own peak with the best mean Dice on {len(use)} outlined films')
+    rule = (f'at most {100*films:g}% of healthy films marked, on at most {100*area:g}% of the area of all; '
+            f'each film to the share of its own peak with the best mean Dice on {len(use)} outlined films')
     return replace(best[1], mode='few outlined films', films=len(use)+len(scores_healthy), rule=rule,
                    chosen_on=frozenset(patients[use]) | frozenset(healthy_patients))
 
@@ -487,7 +495,7 @@ def draw_outline(ax, # matplotlib axes
 
 def _threshold_curve(ax, smooth, truth, point): # Dice (with truth) and marked area against the threshold
     moved = 'threshold' if point.share is None else 'share'
-    steps = np.linspace(0, (float(smooth.max()) or 1.) if point.share is None else .99, 100)
+    steps = np.linspace(0, (float(smooth.max()) or 1.) if point.share is None else 1., 100)
     masks = np.stack([replace(point, **{moved: float(t)}).cut(smooth[None])[0] for t in steps])
     ax.plot(steps, masks.mean((1,2)), color='0.5', label='marked')
     if truth is not None and truth.any():
@@ -539,7 +547,7 @@ def share_slider(point:OperatingPoint, # where to start
     "How far a mark reaches, as a share of the film's own peak."
     import ipywidgets as widgets
     shown = {} if point.share is not None else dict(display='none')
-    return widgets.FloatSlider(value=point.share or 0, min=0, max=.99, step=.01, description='of its peak', layout=layout | shown)
+    return widgets.FloatSlider(value=point.share or 0, min=0, max=1, step=.01, description='of its peak', layout=layout | shown)
 
 def moved_by_hand(point:OperatingPoint, # where the sliders started
                   threshold:float, # where they stand

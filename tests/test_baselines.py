@@ -197,9 +197,24 @@ def test_a_method_that_diverges_is_a_row_of_the_table(tmp_path, monkeypatch):
 def test_thresholds_come_from_validation_films(tmp_path, monkeypatch):
     films = blobs(64)
     seen = []
-    monkeypatch.setattr(b, 'choose_points', lambda scorer, scores, sick, patients, truth: seen.extend(patients) or dict.fromkeys(b.MODES, b.SURE))
+    import lazyseg.thresholding as t
+    for rule in ('threshold_from_labels', 'threshold_for_dice'):
+        monkeypatch.setattr(t, rule, lambda *a, rule=getattr(t, rule), **k: seen.append(rule(*a, **k)) or seen[-1])
     b.measure_method(b.fit_intensity(films), films)
-    assert seen and set(seen) <= set(films.split('valid').table.patient)
+    valid = set(films.split('valid').table.patient)
+    assert len(seen) == 2 and all(p.chosen_on and p.chosen_on <= valid for p in seen) and seen[0].chosen_on == valid
+
+
+def test_a_kept_row_of_another_rule_is_measured_anew(tmp_path):
+    from lazyseg.runs import read_metrics, write_metrics
+    films, settings = blobs(64), b.benchmark_settings('smoke', films=60)
+    ask = lambda: b.run_one('supervised U-Net', 'pneumonia', lambda: films, tmp_path, settings)['results']['label-only']['about']['operating_point']
+    assert ask()['share'] is not None
+    folder = tmp_path/'pneumonia'/'supervised-u-net'
+    old = read_metrics(folder)
+    for result in old['results'].values(): result['about']['operating_point'] |= dict(share=None, rule='marks at most 0.5% of the mean healthy film')
+    write_metrics(folder, old)
+    assert ask()['share'] is not None, 'one threshold for all films was believed'
 
 
 def test_the_floors_do_what_they_say():

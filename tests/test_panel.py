@@ -73,3 +73,18 @@ def test_damaged_files_are_refused(folder):
     with pytest.raises(LazysegError, match="can't be read"): load_model(folder)
     (folder / "panel.json").write_text("[" * 100_000)
     with pytest.raises(LazysegError, match="is not JSON"): load_model(folder)
+
+
+def test_a_sure_model_outbids_a_faint_one_whatever_their_shares():
+    "How sure a pixel is counts from the threshold of its model, not from where its film happens to be cut."
+    from types import SimpleNamespace
+    from lazyseg.panel import Panel, marks_of
+    from lazyseg.thresholding import OperatingPoint
+    points = dict(hernia=OperatingPoint(.05, share=.2), edema=OperatingPoint(.48, share=.4))
+    maps = dict(hernia=np.full((8, 8), .06, np.float32), edema=np.full((8, 8), .99, np.float32))
+    masks, margins = marks_of({d: lambda films, d=d: np.stack([maps[d]]*len(films)) for d in points}, points, SimpleNamespace(film=np.zeros((2, 8, 8), np.uint8)))
+    assert masks.all() and (margins[:, 1] > margins[:, 0]).all()
+    panel = SimpleNamespace(diseases=tuple(points), segmenters={d: SimpleNamespace(point=p) for d, p in points.items()}, rule='score')
+    found = {d: SimpleNamespace(scores=m, marks=np.ones((8, 8), bool)) for d, m in maps.items()}
+    settled = Panel._settled(panel, np.zeros((8, 8), np.uint8), None, [], np.array([.5, .5]), np.array([2, 2]), found, 0., [])
+    assert settled.marks[1].all() and not settled.marks[0].any()

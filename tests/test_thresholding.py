@@ -188,8 +188,20 @@ class TestThresholds:
 
     def test_the_headline_rule_asks_for_no_scale(self):
         healthy, diseased, _ = lesions()
-        one, thousand = (point_from_labels(k*healthy, k*diseased).mask(k*diseased) for k in (np.float32(1), np.float32(1024)))
-        assert np.array_equal(one, thousand) and one.any()
+        one, thousand, faint = (point_from_labels(k*healthy, k*diseased).mask(k*diseased) for k in map(np.float32, (1, 1024, 2.**-50)))
+        assert np.array_equal(one, thousand) and np.array_equal(one, faint) and one.any()
+
+    def test_faint_healthy_films_are_counted_too(self):
+        rng = np.random.default_rng(0)
+        healthy = (1/(1 + np.exp(-rng.normal(-38, 1.5, (20, 16, 16))))).astype(np.float32)
+        p = point_from_labels(healthy, healthy + (np.arange(16) < 4)*np.float32(.99))
+        assert p.mask(healthy).mean() <= .0075
+
+    def test_few_outlines_leave_most_of_healthy_films_alone(self):
+        healthy, diseased, truth = lesions(n=40)
+        spread = np.ones_like(truth) # outlines that cover all: the lowest share would be best
+        p = point_for_dice(healthy, diseased, spread, films=.5)
+        assert p.mask(healthy).mean() <= .02 < OperatingPoint(p.threshold, p.smoothing, share=.005).mask(healthy).mean()
 
     def test_faint_lesions_gain_from_their_own_peak(self):
         healthy, diseased, truth = lesions(n=60, strength=.6)
