@@ -439,7 +439,7 @@ def _start(paths:list, model, kind:str, out:Path, threshold, dicom:bool, names:b
 def segment(films:list, # paths of films and folders
             model, # a folder of a model or a panel; None: the demo model
             out, # where to write
-            threshold:float=None, # in place of the model's own
+            threshold:float=None, # one for all films, in place of the model's own rule
             dicom:bool=False, # write a DICOM SEG object for each DICOM film
             names:bool=False, # call films by their files' names
             lungs=None, # folder of lung masks named like the films, for a model that needs them

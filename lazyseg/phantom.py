@@ -1072,7 +1072,7 @@ def ask_outlines(films, # a `lazyseg.data.Films`
                  seed:int=0, # seed of every draw
                  fit:str='supervised U-Net', # one of `lazyseg.baselines.BASELINES`
                 ) -> dict: # {metric: {value, low, high}, 'chosen': words}
-    "How well a method of `lazyseg.baselines` marks the disease; its threshold comes from twenty outlined validation films."
+    "How well a method of `lazyseg.baselines` marks the disease; where it is cut comes from twenty outlined validation films."
     from lazyseg.baselines import BASELINES, measure_method
     scorer = BASELINES[fit](films, seed=seed)
     found = measure_method(scorer, films, seed)[0]['few outlined films']

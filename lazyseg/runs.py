@@ -218,7 +218,7 @@ def read_metrics(folder:Path, # the run's folder
 # %% ../nbs/runs.ipynb #19847f5f
 def already_there(settings:Settings, # of the run that is asked for
                  ) -> bool:
-    "Whether the run's folder holds the metrics of a run with these settings."
+    "Whether the run's folder holds the metrics of a run with these settings, whose marks today's rule chose."
     try:
         kept = read_metrics(settings.folder)
         old = kept['settings']
