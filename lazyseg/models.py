@@ -233,12 +233,11 @@ class Outliner(Generator):
     def __init__(self, width:int=16, # features after the first step down
                  blocks:int=4, # residual blocks in the middle
                  kind:str='batch', # normalisation, see `norm`
-                 height:int=0, # pixels: looks at taller films shrunk to it, and enlarges what it says; 0: looks at films as they are
                 ):
-        super().__init__(width, blocks, kind, head='additive', skips=True, height=height)
+        super().__init__(width, blocks, kind, head='additive', skips=True)
     def forward(self, film:Tensor, # (B, 1, H, W), 0..1
                ) -> Tensor: # (B, 1, H, W) logits
-        return enlarge(self.head.conv(self.features(film)), film)
+        return self.head.conv(self.features(film))
 
 # %% ../nbs/02_models.ipynb #8401a1b0
 class Discriminator(nn.Module):

@@ -81,9 +81,7 @@ class Settings:
 
     def recorded(self) -> dict: # what `metrics.json` says of them: all that shapes the result, and no path of this machine
         keep = {k: v for k, v in asdict(self).items() if k not in ('data', 'out') and _USUAL.get(k) != v}
-        tall = choices_of(self.method, self.profile)['height'] if self.method in METHODS else 0
-        return (keep | dict(data=data_name(self.data)) | (films_version(self.disease) if self.source == 'phantom' else {}) |
-                (dict(shrunk=tall) if 0 < tall < self.size else {})) # not so in earlier versions
+        return keep | dict(data=data_name(self.data)) | (films_version(self.disease) if self.source == 'phantom' else {})
 
 # %% ../nbs/runs.ipynb #5736d6bc
 def whole_number(name:str, # the setting, as the user typed its name

@@ -373,8 +373,7 @@ class Segmenter:
         from lazyseg.runs import data_name
         held_out = films.split('valid')
         count = films.split('train').table.groupby('diseased').patient.agg(['size', 'nunique'])
-        choices = asdict(scorer.learn.model.m) | dict(pupil_height=getattr(getattr(scorer, 'pupil', None), 'height', 0))
-        about = dict(choices=choices, name=scorer.name, size=films.film.shape[1], width=films.film.shape[2],
+        about = dict(choices=asdict(scorer.learn.model.m), name=scorer.name, size=films.film.shape[1], width=films.film.shape[2],
                      view=settings.view, disease=settings.disease, source=settings.source, seed=settings.seed,
                      credit=films.credit, lungs=lung_counts(films), # and whose films are its training's: see `lazyseg evaluate`
                      trained_on=dict(data=data_name(getattr(settings, 'data', '')), where=getattr(settings, 'where', ''),
@@ -666,11 +665,11 @@ def fill_network(make, # makes the network that the settings describe
 # %% ../nbs/09_your_films.ipynb #5f0faa01
 # choices that outlive the training
 _NETWORK = dict(head=str, width=(int, 2, 256), blocks=(int, 0, 64), norm=str, upsample=str, skips=bool, halvings=(int, 0, 16),
-                height=(int, 0, 4096), pupil_height=(int, 0, 4096), map=str)
+                height=(int, 0, 4096), map=str)
 
 def _build_scorer(about:dict, weights:dict, folder:Path):
     "The networks that settings.json describes, with their weights."
-    choices = dict(halvings=0, height=0, pupil_height=0) | about['choices']
+    choices = dict(halvings=0, height=0) | about['choices']
     check_fields(choices, _NETWORK, f"{folder/'settings.json'}: choices:")
     fill = lambda part, make: fill_network(make, part, weights, folder/'weights.safetensors', folder/'settings.json')
     stray = [k for k in weights if k.partition('.')[0] not in ('generator', 'pupil', 'calibration')]
@@ -678,7 +677,7 @@ def _build_scorer(about:dict, weights:dict, folder:Path):
     c = SimpleNamespace(**choices)
     scorer = GeneratorScorer(fill('generator', lambda: Generator(c.width, c.blocks, c.norm, c.upsample, c.head, c.skips,
                                                                  halvings=c.halvings, height=c.height)), c.map, about['name'])
-    return (PupilScorer(fill('pupil', lambda: Outliner(c.width, height=c.pupil_height)), scorer, about['name'])
+    return (PupilScorer(fill('pupil', lambda: Outliner(c.width)), scorer, about['name'])
             if any(k.startswith('pupil.') for k in weights) else scorer)
 
 # %% ../nbs/09_your_films.ipynb #dab7ccfa

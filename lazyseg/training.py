@@ -6,8 +6,7 @@
 __all__ = ['METHODS', 'PROFILES', 'SecondStage', 'Method', 'method', 'least_squares', 'worst', 'unevenness', 'visible', 'haze',
            'judge', 'Billed', 'bill', 'Side', 'Translator', 'BothDomains', 'total', 'two_groups', 'MovingAverage',
            'Costs', 'Pace', 'Watch', 'schedule', 'get_learner', 'same_choices', 'read_state', 'save_state',
-           'Checkpoint', 'count_passes', 'choices_of', 'same_method', 'fingerprint', 'round_weights', 'shrunk',
-           'fit_method']
+           'Checkpoint', 'count_passes', 'choices_of', 'same_method', 'fingerprint', 'round_weights', 'fit_method']
 
 # %% ../nbs/03_training.ipynb #e0db7164
 import copy, hashlib, io, json, math, time
@@ -513,20 +512,6 @@ def round_weights(net:nn.Module, # any network; changed in place
         if v.is_floating_point(): v.copy_(torch.where(v.half().isfinite(), v.half().to(v), v))
     return net
 
-# %% ../nbs/03_training.ipynb #1ddb6890
-def shrunk(films, # `Films`
-           height:int, # pixels; 0, or one that is not below that of the films, leaves them as they are
-          ): # `Films` for a training, without masks
-    "The same films as bytes at another height, made once: see `Method.height`."
-    if not height or films.film.shape[1] <= height: return films
-    small = None
-    for i in range(0, len(films), 256): # a large set lies on disk
-        batch = torch.from_numpy(np.ascontiguousarray(films.film[i:i + 256]))[:, None].float()
-        part = shrink(batch, height).round().clamp(0, 255).byte()[:, 0].numpy()
-        if small is None: small = np.empty((len(films), *part.shape[1:]), np.uint8)
-        small[i:i + 256] = part
-    return replace(films, film=small, truth=None, lungs=None, twin=None)
-
 # %% ../nbs/03_training.ipynb #1ddb689a
 def fit_method(films, # `Films` with splits train and valid
                method_name:str='lazyseg', # a row of `METHODS`
@@ -541,10 +526,9 @@ def fit_method(films, # `Films` with splits train and valid
     "Train a method on unpaired films; the scorer carries `learn` and `trained_seconds` (over all calls that it took)."
     size, started = PROFILES[one_of('profile', profile, PROFILES)], time.perf_counter()
     m = method(method_name, **{**size['changes'], **changes})
-    small = shrunk(films, m.height)
-    dls = unpaired_loaders(small, batch_size=m.batch_size, augment=m.augment, seed=seed)
+    dls = unpaired_loaders(films, batch_size=m.batch_size, augment=m.augment, seed=seed)
     epochs = epochs or count_passes(size, m, films.film.shape[1], len(dls.train))
-    run = dict(seed=seed, epochs=epochs, films=fingerprint(films), **({} if small is films else dict(shrunk=m.height))) if folder else {}
+    run = dict(seed=seed, epochs=epochs, films=fingerprint(films)) if folder else {}
     kept = Checkpoint(Path(folder)/'checkpoint.pt', run) if folder else None
     learn = get_learner(dls, m, seed=seed, cbs=[*cbs, *filter(None, [kept])], device=device)
     learn.create_opt()
@@ -553,9 +537,7 @@ def fit_method(films, # `Films` with splits train and valid
     with films.set_aside() as lean, learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
         learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
         scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
-        if small is not films: lean = replace(lean, film=small.film, truth=None, lungs=None, twin=None)
         if steps: scorer = _second_stage(scorer, lean, steps, m, seed, folder, run, device)
-    if steps: scorer.pupil.height = m.height # from now on it may be shown taller films than it was taught on
     for net in {scorer.generator, getattr(scorer, 'pupil', scorer.generator)}: round_weights(net)
     earlier = (kept.earlier if kept else 0.) + getattr(scorer, 'earlier', 0.)
     scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started

@@ -1,5 +1,4 @@
 """Training: resume to the same bits, refuse foreign checkpoints, notice divergence, keep domains apart."""
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -223,31 +222,3 @@ def test_variants_of_the_second_stage_share_the_first(tmp_path, monkeypatch):
     assert diary.stat().st_mtime_ns == begun and [e["epoch"] for e in shared["diary"]] == [1, 2]
     assert all(shared[k] == alone[k] for k in ("result", "diary", "choices"))
     assert all(np.array_equal(maps[k], same[k]) for k in maps)
-
-
-def test_tall_films_are_shrunk_once_and_maps_enlarged(tmp_path, monkeypatch):
-    "Every network looks at `Method.height`; the scorer, kept or not, takes films of any height."
-    from types import SimpleNamespace
-    from lazyseg.models import enlarge, shrink
-    from lazyseg.segmenter import Segmenter
-    from lazyseg.thresholding import OperatingPoint
-    films = get_films(get_source("phantom", disease="hernia", n=60, size=32), 32)
-    seen, deal, lesson = [], training.unpaired_loaders, training.teach
-    monkeypatch.setattr(training, "unpaired_loaders", lambda films, **k: seen.append(films.film.shape[1:]) or deal(films, **k))
-    monkeypatch.setattr(training, "teach", lambda scorer, films, *a, **k: seen.append(films.film.shape[1:]) or lesson(scorer, films, *a, **k))
-    monkeypatch.setattr("lazyseg.exercises.lesions_of", lambda scorer, part, *a: (np.zeros((len(part.diseased), 16, 16), np.float16), np.ones((len(part.diseased), 16, 16), bool)))
-    scorer = training.fit_method(films, "lazyseg", "smoke", 0, 1, tmp_path, width=8, critic_width=8, height=16, exercises=.1, lessons=1)
-    assert seen == [(16, 16)]*2 and json.loads(training.read_state(tmp_path/"checkpoint.pt")["choices"])["shrunk"] == 16
-    x = torch.rand(2, 1, 32, 32)
-    maps = scorer(x)
-    scorer.pupil.height = 0
-    assert torch.allclose(maps, enlarge(scorer.pupil(shrink(x, 16)), x).sigmoid()[:, 0]), "at the height that it was taught at"
-    scorer.pupil.height = 16
-    settings = SimpleNamespace(view="film", disease="hernia", source="phantom", seed=0)
-    kept = Segmenter.of_run(scorer, OperatingPoint(.5), settings, films).save(tmp_path/"model")
-    again = Segmenter.load(kept)
-    assert torch.allclose(again.scorer(x), maps, atol=1e-5)
-    about = json.loads((kept/"settings.json").read_text())
-    del about["choices"]["pupil_height"] # as an earlier version wrote it, whose pupil was taught at full size
-    (kept/"settings.json").write_text(json.dumps(about))
-    assert not torch.allclose(Segmenter.load(kept).scorer(x), maps, atol=1e-3)
