@@ -56,6 +56,10 @@ FAULTS = [
     ('marks reach to the same score on every film', 'thresholding', "self.share*peak, np.inf", "self.share*peak.max(), np.inf", T + 'TestOperatingPoint::test_a_share_is_of_each_films_own_peak'),
     ('marks by a share cover too much of healthy films', 'thresholding', "max(best, quiet)", "best", T + 'TestThresholds::test_both_promises_of_the_headline_rule_are_kept'),
     ('all films choose the share', 'thresholding', "n, seed=seed)]", "n=len(outlined))]", T + 'TestThresholds::test_only_the_few_films_choose_the_share'),
+    ('shares of faint healthy films count for nothing', 'thresholding', "where=peak > point.threshold)", "where=peak > max(point.threshold, 1e-6))", T + 'TestThresholds::test_faint_healthy_films_are_counted_too'),
+    ('few outlines may mark all of a healthy film', 'thresholding', "dice[loud & (shares < shares[-1])] = -1", "dice[loud & (shares < 0)] = -1", T + 'TestThresholds::test_few_outlines_leave_most_of_healthy_films_alone'),
+    ('a kept row of another rule is believed', 'thresholding', "return not any(point.get('rule', '').startswith(_ONE) if probability", "return not any(False if probability", 'tests/test_baselines.py::test_a_kept_row_of_another_rule_is_measured_anew'),
+    ('a panel weighs by where a film is cut', 'panel', "margins.append((smooth/max(points[name].threshold, 1e-6))", "margins.append((smooth/points[name].levels(smooth)[:, None, None])", L + 'test_a_sure_model_outbids_a_faint_one_whatever_their_shares'),
     # maps and metrics
     ('the map ignores the film', 'models', "return (films - c.film).abs()[:, 0]", "return (c.film*0 + .5)[:, 0]", F + 'test_a_map_follows_its_film'),
     ("a map is the next film's", 'thresholding', "scores[start:start+batch_size] = maps[...,::-1] if flip else maps", "scores[start:start+batch_size] = np.roll(maps[...,::-1] if flip else maps, 1, 0)", T + 'TestScoreFilms::test_batches_do_not_matter'),
