@@ -31,7 +31,7 @@ from .film import (BIGGEST, LUNG_TEMPLATE, PICTURES, VIEWS, crop_box, films_belo
                           lung_edges, make_view, read_film, read_mask, resize, square_shape, template_row, two_lungs)
 from .lungs import find_lungs, lungs_version, odd_lungs
 from .models import MAPS, Generator, GeneratorScorer, Outliner, PupilScorer
-from .thresholding import Calibration, OperatingPoint, image_score, moved_by_hand, share_slider
+from .thresholding import OperatingPoint, image_score, moved_by_hand, share_slider
 
 # %% ../nbs/09_your_films.ipynb #017f323f
 _BAND = 256 # rows of a film that are worked on at a time: what lies between is many times as large as the film
@@ -356,7 +356,6 @@ class Segmenter:
     point: OperatingPoint # from scores to a mask, chosen on validation films
     about: dict # choices, name, size, width, view, disease, source, seed, films, credit
     known: KnownFilms = None # None: no distance, no warning
-    calibration: Calibration = None # applied to the scores before the operating point
     metrics: dict = None # of the run that made it, for the model card
     own_lungs: bool = False # take lung masks that are given, and never the network's
 
@@ -366,7 +365,6 @@ class Segmenter:
                settings, # `Settings` of the run
                films, # `Films` with splits
                metrics=None, # of the run, for the model card
-               calibration=None, # applied to the scores before the operating point
               ):
         "What a training run leaves: describes its films, and notes what it was."
         from lazyseg.data import lung_counts # here, since using a model needs none of that chapter
@@ -380,7 +378,7 @@ class Segmenter:
                                      seed=settings.seed),
                      films={('diseased' if sick else 'healthy'): dict(films=int(n), patients=int(p)) for sick, n, p in count.itertuples()})
         known = KnownFilms.of(films.split('train').film[:], held_out.film[:]) if len(films.split('train')) >= 10 else None
-        return cls(scorer, point, about, known, calibration, metrics)
+        return cls(scorer, point, about, known, metrics)
     @property
     def size(self): return self.about['size'], self.about['width'] # (h, w) that the model sees
 
@@ -418,7 +416,6 @@ def score(self:Segmenter, views:np.ndarray, # (B, h, w) uint8, from `prepare`
     verdict = getattr(self.scorer, 'verdict', None)
     whole = verdict(films, scores, other).numpy() if verdict else None
     scores = scores.float().cpu().numpy()
-    if self.calibration is not None: scores = self.calibration(scores)
     if not np.isfinite(scores).all(): raise LazysegError("The model's scores are not numbers on this film: its weights are damaged.")
     return scores, other.film[:, 0].float().cpu().numpy(), image_score(scores) if whole is None else whole
 
@@ -505,8 +502,6 @@ def save(self:Segmenter, folder:str|Path, # made where it is not there
     folder, nets = Path(folder), dict(generator=self.scorer.generator)
     if hasattr(self.scorer, 'pupil'): nets['pupil'] = self.scorer.pupil
     weights = {f'{part}.{k}': narrowed(v.detach().cpu()).contiguous() for part, net in nets.items() for k, v in net.state_dict().items()}
-    if self.calibration is not None:
-        weights |= {f'calibration.{k}': torch.from_numpy(np.ascontiguousarray(v)) for k, v in vars(self.calibration).items()}
     files = {'weights.safetensors': weights}
     if self.known is not None:
         files['known.safetensors'] = {k: torch.as_tensor(np.asarray(v, np.float32)) for k, v in vars(self.known).items()}
@@ -672,7 +667,7 @@ def _build_scorer(about:dict, weights:dict, folder:Path):
     choices = dict(halvings=0, height=0) | about['choices']
     check_fields(choices, _NETWORK, f"{folder/'settings.json'}: choices:")
     fill = lambda part, make: fill_network(make, part, weights, folder/'weights.safetensors', folder/'settings.json')
-    stray = [k for k in weights if k.partition('.')[0] not in ('generator', 'pupil', 'calibration')]
+    stray = [k for k in weights if k.partition('.')[0] not in ('generator', 'pupil')]
     if stray: raise LazysegError(f"{folder/'weights.safetensors'} holds {min(stray)}, which settings.json does not ask for.")
     c = SimpleNamespace(**choices)
     scorer = GeneratorScorer(fill('generator', lambda: Generator(c.width, c.blocks, c.norm, c.upsample, c.head, c.skips,
@@ -684,7 +679,7 @@ def _build_scorer(about:dict, weights:dict, folder:Path):
 # shapes of what `describe_films` gives
 KNOWN = {k: (sum(GROUPS),) for k in ('mean', 'scale')} | dict(axes=('k', sum(GROUPS)), spread=('k',), rest=(), edge=())
 
-def take_numbers(kind, # `KnownFilms` or `Calibration`
+def take_numbers(kind, # what is made of them: `KnownFilms`
                  parts:dict|None, # {name: tensor} of a file
                  shapes:dict, # {name: shape}; a 'k' is the length of `spread`
                  file:Path, # that holds the numbers, for messages
@@ -701,9 +696,8 @@ def take_numbers(kind, # `KnownFilms` or `Calibration`
     return kind(**{name: v.numpy() if v.ndim else float(v) for name, v in parts.items()})
 
 # %% ../nbs/09_your_films.ipynb #c1d81deb
-def _build_rest(about:dict, known:dict, weights:dict, folder:Path) -> tuple: # OperatingPoint; KnownFilms or None; Calibration or None
+def _build_rest(about:dict, known:dict, folder:Path) -> tuple: # OperatingPoint; KnownFilms or None
     "What stands beside the networks, checked."
-    h, w = about['size'], about['width']
     given, number = about['operating_point'], (float, -1e9, 1e9)
     try: point = OperatingPoint.from_dict(given)
     except TypeError as e:
@@ -711,9 +705,7 @@ def _build_rest(about:dict, known:dict, weights:dict, folder:Path) -> tuple: # O
     check_fields(vars(point), dict(threshold=number, smoothing=(float, 0, 100), min_area=(int, 0, 10**9), mode=str, rule=str,
                                    films=(int, 0, 10**9))
                  | {k: number for k in ('low', 'high', 'share') if given.get(k) is not None}, f"{folder/'settings.json'}: operating_point:")
-    own = {k.removeprefix('calibration.'): v for k, v in weights.items() if k.startswith('calibration.')}
-    return (point, take_numbers(KnownFilms, known, KNOWN, folder/'known.safetensors'),
-            take_numbers(Calibration, own, dict(mean=(h, w), spread=(h, w)), folder/'weights.safetensors'))
+    return point, take_numbers(KnownFilms, known, KNOWN, folder/'known.safetensors')
 
 # %% ../nbs/09_your_films.ipynb #2a8b16ab
 @patch(cls_method=True)
@@ -734,12 +726,12 @@ def load(cls:Segmenter, folder:str|Path, # that `save` wrote
     scorer = _build_scorer(about, weights, folder)
     for net in filter(None, (scorer.generator, getattr(scorer, 'pupil', None))):
         net.to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    point, known, calibration = _build_rest(about, numbers.get('known.safetensors'), weights, folder)
+    point, known = _build_rest(about, numbers.get('known.safetensors'), folder)
     metrics = read_json(folder/'metrics.json') if (folder/'metrics.json').is_file() else None
     if not isinstance(metrics, dict | None):
         raise LazysegError(f"{folder/'metrics.json'} holds {str(metrics)[:50]}: not what a run measured.")
     own = {k: v for k, v in about.items() if k not in ('format', 'version', 'operating_point', 'files', 'note')}
-    return cls(scorer, point, own, known, calibration, metrics)
+    return cls(scorer, point, own, known, metrics)
 
 # %% ../nbs/09_your_films.ipynb #d5267a18
 FINDINGS = dict(pneumonia=('233604007', 'Pneumonia'), edema=('19242006', 'Pulmonary edema'), emphysema=('87433001', 'Pulmonary emphysema'),

@@ -426,14 +426,14 @@ def model_files():
     import torch
     from lazyseg.models import Generator, GeneratorScorer, Outliner, PupilScorer
     from lazyseg.segmenter import KnownFilms, Segmenter
-    from lazyseg.thresholding import Calibration, OperatingPoint
+    from lazyseg.thresholding import OperatingPoint
     torch.manual_seed(0)
     choices = dict(head='mask', width=8, blocks=1, norm='batch', upsample='resize', skips=False, halvings=0, map='difference')
     rng = np.random.default_rng(0)
     films = (rng.random((60, 1, 1))*150 + rng.random((60, 32, 32))*100).astype(np.uint8)
     scorer = PupilScorer(Outliner(8), GeneratorScorer(Generator(8, 1), 'difference'))
     about = dict(choices=choices, name='lazyseg', size=32, width=32, view='film', disease='pneumonia', source='phantom', seed=0, credit='', films=dict(healthy=dict(films=3, patients=3)))
-    model = Segmenter(scorer, OperatingPoint(.1, smoothing=1.), about, KnownFilms.of(films[:40], films[40:]), Calibration(np.zeros((32, 32), np.float32), np.ones((32, 32), np.float32)))
+    model = Segmenter(scorer, OperatingPoint(.1, smoothing=1.), about, KnownFilms.of(films[:40], films[40:]))
     with tempfile.TemporaryDirectory() as d:
         model.save(d)
         return {p.name: p.read_bytes() for p in Path(d).iterdir()} | {'metrics.json': b'{"results": {}}'}
