@@ -492,7 +492,7 @@ def _run_segment(json=False, quiet=False, **given):
     "Do what `lazyseg segment` was asked for."
     found = segment(**given, quiet=quiet or json)
     n = found['films'] - found['faults']
-    _answer(found, json, [f"{n} of {found['films']} films marked ({found['kept']} from an earlier call), "
+    _answer(found, json, [f"{n} of {found['films']} films done ({found['kept']} from an earlier call), "
                           f"{found['warned']} with a warning: {found['out']}/films.csv",
                           *([f"{found['faults']} could not be read; see the column fault."] if found['faults'] else []), NOTE])
     return 3 if found['faults'] and n else 1 if found['faults'] else 0

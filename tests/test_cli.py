@@ -70,7 +70,7 @@ def test_a_folder_becomes_masks_pictures_and_a_table(films, kept, tmp_path, caps
         assert np.asarray(Image.open(tmp_path / "out" / r["mask"])).shape == (48, 48) and set(np.unique(Image.open(tmp_path / "out" / r["mask"]))) <= {0, 255}
         assert np.asarray(Image.open(tmp_path / "out" / r["overlay"])).shape == (48, 48, 3)
     said = capsys.readouterr()
-    assert "5 of 5 films marked" in said.out and "Not a medical device" in said.out
+    assert "5 of 5 films done" in said.out and "Not a medical device" in said.out
 
 
 def test_json_is_all_that_standard_output_holds(films, kept, tmp_path, capsys):
@@ -100,7 +100,7 @@ def test_a_second_call_does_only_what_is_missing(films, kept, tmp_path, capsys):
     Image.fromarray(FILM).save(films / "new.png")
     capsys.readouterr()
     assert segment(films, kept, out) == 0
-    assert "6 of 6 films marked (4 from an earlier call)" in capsys.readouterr().out and len(rows(out)) == 6
+    assert "6 of 6 films done (4 from an earlier call)" in capsys.readouterr().out and len(rows(out)) == 6
     assert sum(p.stat().st_mtime_ns == t for p, t in first.items()) == 4
     segment(films, kept, out, "--threshold", "0.9")
     assert "(0 from an earlier call)" in capsys.readouterr().out
@@ -184,7 +184,7 @@ def test_a_table_that_is_not_ours_any_more_is_made_anew(films, kept, tmp_path, c
     (tmp_path / "out/films.csv").write_bytes(b"\xff\xfe not a table")
     capsys.readouterr()
     assert segment(films, kept, tmp_path / "out") == 0 and len(rows(tmp_path / "out")) == 5
-    assert "5 of 5 films marked (0 from an earlier call)" in capsys.readouterr().out
+    assert "5 of 5 films done (0 from an earlier call)" in capsys.readouterr().out
 
 
 def test_training_needs_a_checkout_and_papermill(tmp_path, monkeypatch, capsys):
@@ -208,7 +208,7 @@ def test_ctrl_c_keeps_what_is_done(films, kept, tmp_path, monkeypatch, capsys):
     assert len(rows(tmp_path / "out")) == 16 and not list((tmp_path / "out").rglob("*.tmp"))
     capsys.readouterr()
     assert segment(films, kept, tmp_path / "out") == 0
-    assert "20 of 20 films marked (16 from an earlier call)" in capsys.readouterr().out
+    assert "20 of 20 films done (16 from an earlier call)" in capsys.readouterr().out
 
 
 HEARS_CTRL_C = partial(signal.signal, signal.SIGINT, signal.SIG_DFL) # what a shell starts in the background would not
