@@ -389,7 +389,7 @@ def compare(a:Measured, # one method
             n_boot:int=1000, # bootstrap draws
             seed:int=0, # of the draws
            ) -> pd.DataFrame: # a row a metric: a, b, difference a-b, low, high, and whether the interval leaves out 0
-    "The paired difference of two methods on the same films, with its 95% interval over patients."
+    "The paired difference of two methods on the same films, with its 95% interval over patients; one patient gives none."
     keys = ['patient', 'diseased']+(['true'] if 'true' in a.table and 'true' in b.table else [])
     if len(a) != len(b) or not a.table[keys].equals(b.table[keys]):
         raise LazysegError("The two methods were not measured on the same films in the same order.")
@@ -399,8 +399,8 @@ def compare(a:Measured, # one method
     for name in draws_a.keys() & draws_b.keys():
         values = [m.exact.get(name, d[name][0][0]) for m, d in ((a, draws_a), (b, draws_b))]
         gap = draws_a[name][0]-draws_b[name][0]
-        left = gap[1:][np.isfinite(gap[1:])]
-        low, high = np.quantile(left, [.025, .975])+(values[0]-values[1]-gap[0]) if len(left) else (np.nan, np.nan)
+        left, patients = gap[1:][np.isfinite(gap[1:])], a.table.patient[draws_a[name][1]].nunique()
+        low, high = np.quantile(left, [.025, .975])+(values[0]-values[1]-gap[0]) if patients > 1 and len(left) else (np.nan, np.nan)
         rows[name] = dict(a=values[0], b=values[1], difference=values[0]-values[1], low=low, high=high, differs=bool(low > 0 or high < 0))
     return pd.DataFrame(rows).T.loc[[n for n in draws_a if n in rows]]
 

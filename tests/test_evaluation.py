@@ -239,6 +239,15 @@ class TestCompare:
         s = study()
         with pytest.raises(LazysegError, match='same films'): compare(measure(*s, POINT), measure(*(x[::-1] for x in s), POINT))
 
+    def test_one_patient_differs_from_nobody(self):
+        rng = np.random.default_rng(0)
+        truth = np.zeros((6, 16, 16), bool)
+        truth[3:, 4:8, 4:8] = True
+        scores, ill = truth*.9 + rng.random(truth.shape)*.3, np.arange(6) > 2
+        for patients, sure in ((['a']*6, False), (list('abcdef'), True)):
+            row = compare(*(measure(x, truth, ill, patients, OperatingPoint(.5)) for x in (scores, scores*.4)), 50).loc['dice']
+            assert row.difference == 1 and row.differs == sure and np.isnan(row.low) != sure
+
 
 class TestMistakes:
     "What somebody will do by accident must be refused, or must show in the numbers."
