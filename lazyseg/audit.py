@@ -83,8 +83,17 @@ def near_duplicates(films:Films, # 64 pixels or more, view 'film'
     return pairs
 
 # %% ../nbs/01a_audit.ipynb #edc1476f
+def _spread(diseased, # (N,) bool
+            most:int, # rows at most
+           ) -> np.ndarray: # of row numbers, rising
+    "Rows evenly spread over each class: up to half of them from the rarer one, since a few ill films among many well ones say the most."
+    kinds = sorted((np.flatnonzero(np.asarray(diseased, bool) == k) for k in (False, True)), key=len)
+    few = min(len(kinds[0]), -(-most//2))
+    numbers = few, min(len(kinds[1]), most - few)
+    return np.sort(np.concatenate([rows[np.unique(np.linspace(0, len(rows) - 1, n).astype(int))] for rows, n in zip(kinds, numbers)]))
+
 def _look_at_files(source:Source, # with `root`, or `load`
-                   most:int=2000, # films opened, evenly spread over the table
+                   most:int=2000, # films opened, evenly spread over each class
                   ) -> pd.DataFrame: # row, width, height, mean, spread, dark (share that trim_box would cut), fault
     """Open the films at full size and note what is not the disease.
     Files that are not there are noted whether they would have been opened or not."""
@@ -95,7 +104,7 @@ def _look_at_files(source:Source, # with `root`, or `load`
         l, t, r, b = trim_box(film)
         return dict(row=i, width=film.shape[1], height=film.shape[0], mean=film.mean(), spread=film.std(),
                     dark=1 - (r - l)*(b - t)/film.size, fault='')
-    rows = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
+    rows = _spread(source.table.diseased, most)
     if source.root is not None:
         rows = np.union1d(rows, np.flatnonzero([not os.path.isfile(source.root/o) for o in source.table.path]))
     with ThreadPoolExecutor() as pool: return pd.DataFrame(list(progress(pool.map(look, rows), total=len(rows), text='opening films')))
@@ -136,10 +145,10 @@ def count_labels(table:pd.DataFrame, # with labels and split
 
 # %% ../nbs/01a_audit.ipynb #1024c984
 def _open_films(source:Source, size:int, most:int) -> tuple: # (what `_look_at_files` found, the films that can be read at that size)
-    "Films to look at, evenly spread over the table."
+    "Films to look at, evenly spread over each class."
     if source.load is None and source.root is None: # such as the phantom, which keeps arrays
         films = get_films(source, size)
-        films = films[np.unique(np.linspace(0, len(films) - 1, min(most, len(films))).astype(int))]
+        films = films[_spread(films.table.diseased, most)]
         return _look_at_arrays(films), films
     files = _look_at_files(source, most)
     good = files.fault == ''
@@ -151,7 +160,7 @@ def _open_films(source:Source, size:int, most:int) -> tuple: # (what `_look_at_f
 # %% ../nbs/01a_audit.ipynb #3366b769
 def audit(source:Source, # from `get_source`
           size:int=64, # height in pixels at which the films are compared, a multiple of 8
-          most:int=2000, # films opened, evenly spread over the table
+          most:int=2000, # films opened, evenly spread over each class
           draw:bool=True, # draw the page
          ) -> dict: # counts, labels, files, shortcuts (AUROC), pairs, faults
     "One page on a set of films: what is in it, and what gives the class away."

@@ -86,3 +86,18 @@ def test_films_that_lie_in_no_files(films):
 def test_nothing_to_look_at(films):
     for p in films.root.glob('*.png'): p.write_bytes(b'')
     with pytest.raises(LazysegError, match='Not one of 80'): audit(films)
+
+
+def test_a_few_ill_films_among_many_are_looked_at(tmp_path):
+    from lazyseg.audit import _look_at_files, _spread
+    for kind, n in (("healthy", 40), ("diseased", 2)):
+        (tmp_path/kind).mkdir()
+        for i in range(n): Image.fromarray(np.full((20, 20), 9*i % 250, np.uint8)).save(tmp_path/kind/f"{kind[0]}{i}.png")
+    source = get_source("folder", data=tmp_path)
+    looked = source.table.iloc[_look_at_files(source, 6).row]
+    assert looked.diseased.sum() == 2 and len(looked) == 6
+    ill = np.arange(5000) % 1250 == 7
+    assert ill[_spread(ill, 100)].sum() == 4 and len(_spread(ill, 100)) == 100 and len(_spread(ill, 9999)) == 5000
+    assert ill[_spread(ill, 2)].sum() == 1
+    assert len(_spread(ill, 1)) == 1 and len(_spread(ill[:0], 5)) == 0 and len(_spread(np.zeros(3, bool), 2)) == 2
+    assert np.diff(_spread(np.arange(1000) % 2 == 0, 10)).max() < 250, "evenly over the table, where classes are as many"
