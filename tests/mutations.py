@@ -78,7 +78,6 @@ FAULTS = [
     ('a mask comes back somewhere else', 'segmenter', "(-l*x, (a - t)*y, (W - l)*x, (z - t)*y)", "(-l*x, a*y, (W - l)*x, z*y)", S + 'test_a_mask_lies_where_the_disease_is'),
     ('a mask is stretched over what the model did not see', 'segmenter', "else inside_box(*film.shape, width/height)", "else (0, 0, *film.shape[::-1])", S + 'test_a_mask_lies_where_the_disease_is'),
     ('a kept model has another threshold', 'segmenter', "operating_point=self.point.to_dict()", "operating_point=replace(self.point, threshold=.5).to_dict()", S + 'test_what_is_saved_comes_back_to_the_bit'),
-    ('a kept calibration is not applied', 'segmenter', "if self.calibration is not None: scores = self.calibration(scores)", "", S + 'test_a_calibration_and_metrics_are_kept'),
     ('a SEG object is upside down', 'segmenter', "[source], mask[None].astype(np.uint8)", "[source], mask[None, ::-1].astype(np.uint8)", S + 'test_dicom_seg_refers_to_its_film_and_validates'),
     ('no film is too far', 'segmenter', "if d > FAR and not ordinary: said[i].append", "if False: said[i].append", S + 'test_a_negative_of_another_kind_of_film_is_far_and_named'),
     ('an overlay keeps its warning to itself', 'segmenter', "    if not warnings: return picture\n", "    return picture\n", S + 'test_an_overlay_shows_that_its_film_is_not_to_be_trusted'),
