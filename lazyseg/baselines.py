@@ -9,9 +9,10 @@ __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 
            'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'verdict_of', 'activation_map',
            'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder',
            'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice',
-           'KeepBest', 'fit_unet', 'fit_any', 'operating_points', 'example_rows', 'in_steps', 'measure_method',
-           'gives_probabilities', 'run_one', 'benchmark_settings', 'method_names', 'benchmark', 'kept_benchmark',
-           'table_rows', 'long_table', 'wide_table', 'to_markdown', 'write_tables', 'figure_benchmark', 'figure_maps']
+           'KeepBest', 'fit_unet', 'fit_drawn', 'fit_any', 'operating_points', 'example_rows', 'in_steps',
+           'measure_method', 'gives_probabilities', 'run_one', 'benchmark_settings', 'method_names', 'benchmark',
+           'kept_benchmark', 'table_rows', 'long_table', 'wide_table', 'to_markdown', 'write_tables',
+           'figure_benchmark', 'figure_maps']
 
 # %% ../nbs/06_baselines.ipynb #1a427b75
 import json, random, time
@@ -38,8 +39,9 @@ from torch import nn, Tensor
 
 from .core import LazysegError, TrainingFailed, cache_dir, one_of, progress, project_root, somebody_watches, whole_file
 from .data import Films, get_films, get_source
-from .exercises import NoValidation
+from .exercises import Exercises, NoValidation, learn_book, outlined_films, taught_films
 from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
+from .models import Outliner
 from .phantom import DISEASES
 from .runs import FIRST_FILMS, MARKED, TRUTH, films_version, outline, provenance, read_metrics, save_figure
 from .runs import whole_number, write_metrics
@@ -527,6 +529,18 @@ def fit_unet(films:Films, # all films, with truth; the training and the validati
                   ArrayLoader(valid.film, valid.truth, bs=64), metrics=PixelDice(), cbs=best)
     return Scorer(both_ways(lambda films: model(films)[:,0].sigmoid()), choice=best.said(), model=model, probability=True)
 
+# %% ../nbs/06_baselines.ipynb #1e36f241
+def fit_drawn(films:Films, # with the split train, of which the healthy films are used
+              drawn:Films, # diseased films with outlines, from `outlined_films`
+              seed:int=0, # seed of every draw
+              steps:int=1200, # of 16 films each, half healthy, half outlined
+              width:int=16, # of the network
+             ) -> Scorer:
+    "What a few outlines are worth without any diseased film that is only labelled: an `Outliner` taught by them and by healthy films."
+    book = Exercises(taught_films(films), None, None, steps, seed=seed, device=default_device(), drawn=drawn)
+    model = learn_book(partial(Outliner, width), book).eval()
+    return Scorer(lambda films: model(films)[:,0].sigmoid(), name=f'{len(drawn)} outlines alone', model=model, probability=True)
+
 # %% ../nbs/06_baselines.ipynb #3fb507d6
 SMOKE = { # what each baseline is given in the profile 'smoke': enough to run, not to learn
     'class activation': dict(epochs=1, width=8), 'Grad-CAM': dict(epochs=1, width=.25), 'autoencoder': dict(epochs=1, width=8),
@@ -633,9 +647,9 @@ def benchmark_settings(profile:str='auto', # 'auto', or a row of `PROFILES`
 def method_names(kind:str, # 'method' or 'disease'
                  given:str, # 'all', or names with commas between
                 ) -> list: # of names
-    "The names of `given`, checked, each once."
+    "The names of `given`, checked, each once; all methods are those that learn from labels alone, and the ceiling."
     known = list(DISEASES) if one_of('kind', kind, ('method','disease')) == 'disease' else [*BASELINES, *METHODS]
-    if given.strip() == 'all': return known
+    if given.strip() == 'all': return [n for n in known if not (n in METHODS and METHODS[n].outlined)]
     return list(dict.fromkeys(one_of(kind, name.strip(), known) for name in given.split(',')))
 
 # %% ../nbs/06_baselines.ipynb #23e0b913

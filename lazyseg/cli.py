@@ -108,7 +108,7 @@ def _headline_of(results:dict) -> str: # {method: what `evaluate` gave}
 def options_train(p): # the command's parser, to which they are added
     "What `lazyseg train` takes."
     p.add_argument('disease', help='pneumonia, edema, emphysema or hernia; with films of your own, the label to learn')
-    p.add_argument('--method', default='lazyseg', help='lazyseg, cyclegan or paper')
+    p.add_argument('--method', default='lazyseg', help='lazyseg, lazyseg+20 (learns from 20 outlined films as well), cyclegan or paper')
     p.add_argument('--seed', type=int, default=0, help='of split, weights, order and augmentation')
     p.add_argument('--keep', action='store_true', help='leave a finished run with the same settings as it is')
     _add_run(p)
@@ -198,7 +198,7 @@ def _options_sweep(p):
     "The options of `lazyseg sweep`."
     for name, default, text in [
             ('diseases', ['pneumonia', 'edema', 'emphysema', 'hernia'], 'with films of your own, the labels to learn'),
-            ('methods', ['lazyseg', 'paper'], 'lazyseg, cyclegan, paper')]:
+            ('methods', ['lazyseg', 'paper'], 'lazyseg, lazyseg+20, cyclegan, paper')]:
         p.add_argument(f'--{name}', nargs='+', default=default, help=text)
     p.add_argument('--seeds', nargs='+', type=int, default=[0], help='each seed has a folder of its own in --out')
     p.add_argument('--jobs', type=int, default=0, help='run them here, so many at a time; 0: write the lines and stop')
@@ -224,7 +224,7 @@ def _options_report(p):
     "What `lazyseg report` takes."
     p.add_argument('--diseases', nargs='+', default=['pneumonia', 'edema', 'emphysema', 'hernia'],
                    help='with films of your own, the labels to learn')
-    p.add_argument('--methods', nargs='+', default=['paper', 'lazyseg'], help='lazyseg, cyclegan, paper')
+    p.add_argument('--methods', nargs='+', default=['paper', 'lazyseg'], help='lazyseg, lazyseg+20, cyclegan, paper')
     p.add_argument('--seed', type=int, default=0, help='of split, weights, order and augmentation')
     _add_run(p, one_size=False)
 

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['BY_A_PUPIL', 'BOOK_VERSION', 'look_at', 'smooth', 'outlines', 'close_to', 'lesions_of', 'scatter', 'elsewhere',
-           'developed', 'Exercises', 'outline_cost', 'NoValidation', 'taught_films', 'teach']
+           'developed', 'Exercises', 'outline_cost', 'NoValidation', 'taught_films', 'learn_book', 'teach',
+           'outlined_films', 'correct']
 
 # %% ../nbs/03b_exercises.ipynb #dab31504
-import math
+import copy, math
 from dataclasses import replace
 from functools import partial
+from typing import Callable
 
 import numpy as np
 import torch
@@ -27,10 +29,11 @@ from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
-from .core import TrainingFailed, somebody_watches
+from .core import LazysegError, TrainingFailed, somebody_watches
 from .data import Films, hand_back
 from .models import Outliner, PupilScorer
 from .scale import device_profile
+from .thresholding import few_films
 
 # %% ../nbs/03b_exercises.ipynb #c877ea02
 @torch.no_grad()
@@ -137,42 +140,57 @@ def developed(films:Tensor, # (B, 1, H, W), 0..1 or a little beyond
 
 # %% ../nbs/03b_exercises.ipynb #a4c030d4
 class Exercises(DataLoader):
-    "Batches of films (B,1,H,W), 0..1, with outlines (B,1,H,W), 0 or 1: half pasted, a quarter healthy, a quarter diseased as found."
+    "Batches of films (B,1,H,W), 0..1, with outlines (B,1,H,W), 0 or 1: pasted, healthy, diseased as found, and drawn by somebody."
     def __init__(self, films:Films, # the training part
-                 changes:np.ndarray, # (N,H,W) grey values that disease added, -1..1, from `lesions_of` its diseased films
-                 where:np.ndarray, # (N,H,W) bool: where, from the same
+                 changes:np.ndarray|None, # (N,H,W) grey values that disease added, -1..1, from `lesions_of` its diseased films, or None
+                 where:np.ndarray|None, # (N,H,W) bool: where, from the same
                  batches:int, # in one epoch
                  bs:int=16, # films in a batch
                  seed:int=0, # seed of every draw
                  device=None, # where batches are made ready; None: on the processor
+                 drawn:Films=None, # diseased films with outlines that somebody drew, see `outlined_films`
                 ):
         self.well, self.ill, self.changes, self.where = films.healthy.film, films.diseased.film, changes, where
-        self.seed = seed
+        self.seed, self.drawn = seed, drawn
         super().__init__(range(batches * bs), bs=bs, device=device, shuffle=False)
 
     def before_iter(self): self.rng = torch.Generator().manual_seed(self.seed)
     def randomize(self): pass # all chance comes from the seed
-    def do_batch(self, places, # as many as the batch has films; which ones does not matter
-                ):
-        n = len(list(places))
-        pick = lambda array, k: array[torch.randint(len(array), (k,), generator=self.rng).numpy()]
-        chosen = torch.randint(len(self.ill), (n - n//4,), generator=self.rng).numpy()
-        lesions = np.stack([self.changes[chosen].astype(np.float32), self.where[chosen].astype(np.float32)], 1)
-        films = np.concatenate([pick(self.well, n - n//4), self.ill[chosen[n//2:]]])
-        return torch.from_numpy(films)[:, None], torch.from_numpy(lesions)
+    def kinds(self, n:int, # films in a batch
+             ) -> tuple[int, int, int, int]: # how many of them are pasted, healthy, found and drawn
+        if self.drawn is None: return n//2, n//4, n - n//2 - n//4, 0
+        if self.changes is None: return 0, n//2, 0, n - n//2
+        return n - 2*(n//4) - n//8, n//4, n//8, n//4
+
+# %% ../nbs/03b_exercises.ipynb #a4c030e1
+@patch
+def do_batch(self:Exercises, places, # as many as the batch has films; which ones does not matter
+            ):
+    n = len(list(places))
+    pasted, well, found, drawn = self.kinds(n)
+    draw = lambda array, k: torch.randint(len(array), (k,), generator=self.rng).numpy()
+    films, lesions = [], []
+    chosen = draw(self.ill, pasted + found)
+    if len(chosen): lesions.append(np.stack([self.changes[chosen].astype(np.float32), self.where[chosen].astype(np.float32)], 1))
+    films += [self.well[draw(self.well, pasted + well)], self.ill[chosen[pasted:]]]
+    if drawn:
+        rows = draw(self.drawn, drawn)
+        outline = np.asarray(self.drawn.truth[rows], np.float32)
+        films.append(self.drawn.film[rows]), lesions.append(np.stack([np.zeros_like(outline), outline > 0], 1).astype(np.float32))
+    return torch.from_numpy(np.concatenate(films))[:, None], torch.from_numpy(np.concatenate(lesions))
 
 # %% ../nbs/03b_exercises.ipynb #c968c8ac
 @patch
-def after_batch(self:Exercises, batch, # from `do_batch`: films (B,1,H,W) uint8, and the lesions of three in four of them
+def after_batch(self:Exercises, batch, # from `do_batch`: films (B,1,H,W) uint8, and the lesions of those that have one
                ):
     "On the device: the first films get a lesion pasted, the next stay healthy, the last have their own."
     films, lesions = batch
-    pasted = len(films) // 2
-    found, films = len(lesions) - pasted, films.float().div_(255)
-    moved = scatter(lesions[:pasted], self.rng)
+    pasted, well, *_ = self.kinds(len(films))
+    films = films.float().div_(255)
+    moved = scatter(lesions[:pasted], self.rng) if pasted else lesions[:0]
     strength = (.6 + .6 * torch.rand(pasted, 1, 1, 1, generator=self.rng)).to(films)
     x = torch.cat([films[:pasted] + strength * moved[:, :1], films[pasted:]])
-    y = torch.cat([moved[:, 1:], torch.zeros_like(films[pasted:-found]), lesions[pasted:, 1:]])
+    y = torch.cat([moved[:, 1:], torch.zeros_like(films[pasted:pasted + well]), lesions[pasted:, 1:]])
     x, y = elsewhere(torch.cat([x, y], 1), self.rng).split(1, 1)
     return developed(x, self.rng), (y > .5).float()
 
@@ -205,6 +223,19 @@ def taught_films(films:Films, # with the split train
 BY_A_PUPIL = dict(share=.5, blur=1/64) # how the map of a pupil is outlined, where it is the teacher: see `lesions_of`
 BOOK_VERSION = 2 # raise it when the same teacher, films and seed would no longer make the same pupil: a kept one is then taught anew
 
+def learn_book(make_pupil:Callable, # () -> `Outliner`
+               book:Exercises, # to be read once; its seed is that of the weights, too
+               lr:float=3e-3, # the top of the one-cycle schedule
+               device:str='auto', # how a step is computed, see `device_profile`
+              ) -> Outliner:
+    "fastai's one-cycle schedule with AdamW, over a whole book."
+    set_seed(book.seed, reproducible=True)
+    learn = Learner(DataLoaders(book, book), make_pupil(), loss_func=outline_cost,
+                    opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, foreach=True),
+                    lr=lr, wd=.01, cbs=[NoValidation(), *device_profile(device).callbacks()])
+    with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(1, lr)
+    return learn.model
+
 def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier lesson: the teacher
           films:Films, # with the split train
           steps:int=1500, # of 16 films each
@@ -221,10 +252,35 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
     changes, where = lesions_of(scorer, part, rare, share, near, blur)
     hand_back() # what looking at the films took
     book = Exercises(part, changes, where, steps, seed=seed, device=default_device())
-    set_seed(seed, reproducible=True)
-    pupil = Outliner(width)
-    learn = Learner(DataLoaders(book, book), pupil, loss_func=outline_cost,
-                    opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, foreach=True),
-                    lr=3e-3, wd=.01, cbs=[NoValidation(), *device_profile(device).callbacks()])
-    with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(1, 3e-3)
+    pupil = learn_book(lambda: Outliner(width), book, device=device)
     return PupilScorer(pupil, getattr(scorer, 'teacher', scorer), scorer.name)
+
+# %% ../nbs/03b_exercises.ipynb #5e61d531
+def outlined_films(films:Films, # with the split train
+                   n:int=20, # how many, at most
+                   seed:int=0, # another seed, other films
+                  ) -> Films: # diseased films of the training part with an outline, each of another patient while patients last
+    "A few films that somebody outlined, chosen by chance as `few_films` does."
+    ill = films.split('train').diseased
+    shown = np.flatnonzero(np.asarray(ill.truth).any((1, 2))) if ill.truth is not None else []
+    if not len(shown):
+        raise LazysegError("None of the diseased training films has an outline to learn from. Give films with masks (truth), or take "
+                           "a method that learns from labels alone, such as lazyseg.")
+    return ill[shown[few_films(ill.table.patient.to_numpy()[shown], n, seed)]]
+
+# %% ../nbs/03b_exercises.ipynb #5e61d533
+def correct(scorer:PupilScorer, # a pupil that was taught from labels; it stays as it is
+            films:Films, # with the split train
+            drawn:Films, # films with outlines, see `outlined_films`
+            steps:int=600, # of 16 films each
+            seed:int=0, # seed of every draw
+            device:str='auto', # how a step is computed, see `device_profile`
+           ) -> PupilScorer: # of another pupil
+    "Go on teaching a pupil with some outlines that somebody drew."
+    part = taught_films(films)
+    try: changes, where = lesions_of(scorer, part, near=1/32, **BY_A_PUPIL)
+    except TrainingFailed: changes = where = None # it found nothing: the drawn films are all that there is
+    hand_back()
+    book = Exercises(part, changes, where, steps, seed=seed, device=default_device(), drawn=drawn)
+    pupil = learn_book(lambda: copy.deepcopy(scorer.pupil).requires_grad_(True), book, 1e-3, device)
+    return PupilScorer(pupil, scorer.teacher, scorer.name)

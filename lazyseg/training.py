@@ -30,7 +30,7 @@ from torch import nn, Tensor
 
 from .core import LazysegError, TrainingFailed, one_of, forget_torn, somebody_watches, whole_file
 from .data import unpaired_loaders
-from .exercises import BOOK_VERSION, BY_A_PUPIL, NoValidation, PupilScorer, teach
+from .exercises import BOOK_VERSION, BY_A_PUPIL, NoValidation, PupilScorer, correct, outlined_films, teach
 from .models import Counterpart, Discriminator, Generator, GeneratorScorer, Outliner, shrink
 from .scale import device_profile
 
@@ -43,6 +43,7 @@ class SecondStage:
     near: float = 0.  # above 0, nothing is pasted farther than this and a pixel from a lesion's outline, as a share of the film's height
     blur: float = 1/32  # standard deviation of the Gaussian before a map is outlined, as a share of the film's height
     lessons: int = 1  # how many pupils, each taught by the one before; the first one by the generator
+    outlined: int = 0  # above 0, the last pupil is corrected with the outlines of so many training films, which somebody drew
 
 # %% ../nbs/03_training.ipynb #946b6600
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ METHODS = {
     'lazyseg': Method(head='warp', map='unmoved', haze=.02, faint=.015, rise=5., longer=2.,
                       exercises=.25, share=.6, near=1/32, blur=3/64, lessons=2),
 }
+METHODS['lazyseg+20'] = replace(METHODS['lazyseg'], outlined=20)
 
 # %% ../nbs/03_training.ipynb #bfd32a89
 def method(name:str, # a row of `METHODS`
@@ -523,9 +525,12 @@ def fit_method(films, # `Films` with splits train and valid
                device:str='auto', # how both stages are computed, see `device_profile`
                **changes, # fields of `Method`
               ) -> GeneratorScorer: # or a `PupilScorer`, where the method has a second stage
-    "Train a method on unpaired films; the scorer carries `learn` and `trained_seconds` (over all calls that it took)."
+    "Train a method on unpaired films; the scorer carries `learn`, `outlined` (films) and `trained_seconds` (over all calls that it took)."
     size, started = PROFILES[one_of('profile', profile, PROFILES)], time.perf_counter()
     m = method(method_name, **{**size['changes'], **changes})
+    if m.outlined and not m.exercises:
+        raise LazysegError("outlined is above 0, and without a second stage (exercises) there is nobody to correct.")
+    drawn = outlined_films(films, m.outlined, seed) if m.outlined else None # before hours of training, not after
     dls = unpaired_loaders(films, batch_size=m.batch_size, augment=m.augment, seed=seed)
     epochs = epochs or count_passes(size, m, films.film.shape[1], len(dls.train))
     run = dict(seed=seed, epochs=epochs, films=fingerprint(films)) if folder else {}
@@ -537,31 +542,38 @@ def fit_method(films, # `Films` with splits train and valid
     with films.set_aside() as lean, learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
         learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
         scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
-        if steps: scorer = _second_stage(scorer, lean, steps, m, seed, folder, run, device)
+        if steps: scorer = _second_stage(scorer, lean, steps, m, seed, folder, run, device, drawn)
     for net in {scorer.generator, getattr(scorer, 'pupil', scorer.generator)}: round_weights(net)
     earlier = (kept.earlier if kept else 0.) + getattr(scorer, 'earlier', 0.)
     scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started
+    scorer.outlined = 0 if drawn is None else len(drawn)
     return scorer
 
 # %% ../nbs/03_training.ipynb #9d51da3a
-def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict, device) -> PupilScorer:
-    "`teach` pupil after pupil, from where an earlier call with the same settings and the same exercise book left off in `folder`."
+def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict, device, drawn=None) -> PupilScorer:
+    "`teach` pupil after pupil and `correct` the last, from where an earlier call with the same settings and book left off in `folder`."
     kept, started, done, earlier = folder and Path(folder)/'pupil.pt', time.perf_counter(), 0, 0.
-    choices = lambda lessons: json.dumps(asdict(m) | run | dict(book=BOOK_VERSION, lessons=lessons))
+    last = m.lessons + (drawn is not None)
+    # an outline that was drawn anew is another lesson
+    shown = dict(drawn=fingerprint(drawn) + hashlib.sha256(np.packbits(drawn.truth > 0)).hexdigest()[:16]) if drawn is not None else {}
+    choices = lambda lessons: json.dumps(asdict(m) | run | dict(book=BOOK_VERSION, lessons=lessons) |
+                                         (shown if lessons > m.lessons else dict(outlined=0)))
     if kept and kept.exists():
         state, pupil = read_state(kept), Outliner(m.width)
-        done = max((k for k in range(1, m.lessons + 1) if same_choices(state['choices'], choices(k))), default=0)
+        done = max((k for k in range(1, last + 1) if same_choices(state['choices'], choices(k))), default=0)
         if done:
             pupil.load_state_dict(state['pupil'])
             scorer, earlier = PupilScorer(pupil, scorer, scorer.name), state.get('seconds', 0.)
-    for lesson in range(done, m.lessons):
+    for lesson in range(done, last):
         how = dict(share=m.share, near=m.near, blur=m.blur) | (BY_A_PUPIL if lesson else {})
-        try: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, **how)
+        try:
+            if lesson < m.lessons: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, **how)
+            else: scorer = correct(scorer, films, drawn, math.ceil(steps/2), seed, device)
         except TrainingFailed:
             if not lesson: raise
             print(f"Lesson {lesson + 1} of {m.lessons} is left out: the pupil before marks no more on diseased films than on healthy ones.",
                   flush=True)
-            break
+            continue
         if kept: save_state(kept, dict(choices=choices(lesson + 1), pupil=scorer.pupil.state_dict(),
                                        seconds=earlier + time.perf_counter() - started))
     scorer.earlier = earlier

@@ -15,7 +15,8 @@ for cell in book.cells:
         for out in cell.get("outputs", []):
             data = out.get("data", {})
             if "image/png" in data:  # a picture that a run left in reports/: the README shows the file itself
-                out["data"] = {"text/markdown": "![%s](%s)" % ("example of a run", re.search(r"reports/[^'\"]+\.png", cell.source)[0])}
+                file = re.search(r"reports/[^'\"]+\.png", cell.source)[0]
+                out["data"] = {"text/markdown": f"![{Path(file).stem}, a figure that a run left]({file})"}
         if "echo: false" in source:
             cell.source = ""
 text, _ = MarkdownExporter(exclude_input_prompt=True).from_notebook_node(book)

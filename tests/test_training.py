@@ -1,4 +1,5 @@
 """Training: resume to the same bits, refuse foreign checkpoints, notice divergence, keep domains apart."""
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -154,6 +155,24 @@ def test_lessons_go_on_where_they_stopped(tmp_path, monkeypatch):
     assert same_weights(stopped.pupil, one.pupil) and same_weights(then.pupil, two.pupil) and same_weights(again.pupil, two.pupil)
     assert spent() == both > first and again.trained_seconds > both  # the time of both lessons counts, in whichever call they were taught
     assert same_weights(run(1, tmp_path).pupil, one.pupil)  # who asks for fewer lessons does not get the pupil of more
+
+
+def test_twenty_outlines_are_asked_for_first_and_shown_last(tmp_path, monkeypatch):
+    "Up to the outlines all is as without; they are looked for before anything is trained; one that is drawn anew is learned anew."
+    films, shown = get_films(get_source("phantom", disease="pneumonia", n=60, size=32, severity=.8), 32), []
+    right = training.correct
+    monkeypatch.setattr(training, "correct", lambda scorer, f, drawn, *a: shown.append((scorer.pupil, len(drawn))) or right(scorer, f, drawn, *a))
+    run = lambda f, name, **k: fit_method(f, name, "smoke", epochs=2, folder=tmp_path, **k, **TINY)
+    with pytest.raises(LazysegError, match="has an outline"): run(replace(films, truth=None), "lazyseg+20")
+    assert not list(tmp_path.iterdir())
+    plain, corrected = run(films, "lazyseg"), run(films, "lazyseg+20")
+    near = [torch.allclose(v.float(), w.float(), rtol=1e-3, atol=1e-6) for v, w in zip(shown[0][0].state_dict().values(), plain.pupil.state_dict().values())]
+    assert len(shown) == 1 and all(near) and shown[0][1] == corrected.outlined == 20 # what is kept is rounded to 16 bits, what goes on is not
+    assert not same_weights(plain.pupil, corrected.pupil) and same_weights(plain.teacher.generator, corrected.teacher.generator)
+    assert same_weights(run(films, "lazyseg+20").pupil, corrected.pupil) and len(shown) == 1
+    other = replace(films, truth=np.roll(films.truth, 3, axis=1))
+    assert not same_weights(run(other, "lazyseg+20").pupil, corrected.pupil) and len(shown) == 2
+    assert run(films, "lazyseg+20", outlined=4).outlined == 4
 
 
 def test_a_pupil_that_marks_nothing_is_the_last_and_that_is_said(films, monkeypatch, capsys):
