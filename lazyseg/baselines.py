@@ -647,9 +647,10 @@ def benchmark_settings(profile:str='auto', # 'auto', or a row of `PROFILES`
 def method_names(kind:str, # 'method' or 'disease'
                  given:str, # 'all', or names with commas between
                 ) -> list: # of names
-    "The names of `given`, checked, each once; all methods are those that learn from labels alone, and the ceiling."
-    known = list(DISEASES) if one_of('kind', kind, ('method','disease')) == 'disease' else [*BASELINES, *METHODS]
-    if given.strip() == 'all': return [n for n in known if not (n in METHODS and METHODS[n].outlined)]
+    "The names of `given`, checked, each once; methods are those that learn from labels alone, and the ceiling."
+    ours = [n for n, m in METHODS.items() if not m.outlined]
+    known = list(DISEASES) if one_of('kind', kind, ('method','disease')) == 'disease' else [*BASELINES, *ours]
+    if given.strip() == 'all': return known
     return list(dict.fromkeys(one_of(kind, name.strip(), known) for name in given.split(',')))
 
 # %% ../nbs/06_baselines.ipynb #23e0b913

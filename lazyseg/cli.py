@@ -91,8 +91,11 @@ def headline(folder:Path, # a run's folder
             ) -> str:
     "A few lines on what a run found, from its metrics.json."
     from lazyseg.runs import read_metrics
+    found = read_metrics(folder)
+    told = (f"It learned from outlines of {found['outlined']} films as well; label-only says how its marks were chosen.\n"
+            if found.get('outlined') else '')
     return (f"Report: {folder/'train.ipynb'}\nFigures: {folder/'figures'}\nModel: {folder/'model'}\n\n"
-            f"{_headline_of(read_metrics(folder)['results'])}\n\n{NOTE}")
+            f"{_headline_of(found['results'])}\n{told}\n{NOTE}")
 
 def _headline_of(results:dict) -> str: # {method: what `evaluate` gave}
     "The few numbers that say most, as a table for a terminal."

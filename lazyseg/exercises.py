@@ -260,13 +260,17 @@ def outlined_films(films:Films, # with the split train
                    n:int=20, # how many, at most
                    seed:int=0, # another seed, other films
                   ) -> Films: # diseased films of the training part with an outline, each of another patient while patients last
-    "A few films that somebody outlined, chosen by chance as `few_films` does."
-    ill = films.split('train').diseased
-    shown = np.flatnonzero(np.asarray(ill.truth).any((1, 2))) if ill.truth is not None else []
+    "A few films that somebody outlined, chosen by chance as `few_films` does. Boxes are refused: they are no outlines."
+    table = films.table
+    ill = np.flatnonzero((table.split == 'train').to_numpy() & table.diseased.to_numpy(bool))
+    shown = np.array([i for i in ill if films.truth is not None and films.truth[i].any()], int) # one by one: a large set lies on disk
     if not len(shown):
         raise LazysegError("None of the diseased training films has an outline to learn from. Give films with masks (truth), or take "
                            "a method that learns from labels alone, such as lazyseg.")
-    return ill[shown[few_films(ill.table.patient.to_numpy()[shown], n, seed)]]
+    if 'shapes' in table and table.shapes.iloc[shown].astype(str).str.contains('"box"').any():
+        raise LazysegError("These films have boxes around what is diseased, and no outlines: a network would learn to draw boxes. "
+                           "Take a method that learns from labels alone, such as lazyseg.")
+    return replace(films, lungs=None, twin=None)[shown[few_films(table.patient.to_numpy()[shown], n, seed)]]
 
 # %% ../nbs/03b_exercises.ipynb #5e61d533
 def correct(scorer:PupilScorer, # a pupil that was taught from labels; it stays as it is

@@ -297,6 +297,7 @@ def caption_table(runs:list, # from `find_runs`
     for r in runs:
         note = note_on_truth(r.result('empty mask').get('about', {'diseased': 0}))
         if note: lines.append(f"Of {r.metrics['settings']['disease']}, {r.metrics['settings']['size']} px, {note}.")
+        if r.metrics.get('outlined'): lines.append(f"{r.method} learned from outlines of {r.metrics['outlined']} training films as well.")
     lines = list(dict.fromkeys(lines)) # two methods, the same films
     outlined = not runs or any((r.result('empty mask').get('dice') or {}).get('value') is not None for r in runs)
     lines.append('The accuracy is 100 x (1 - mean squared error), for the empty mask too.' if outlined else

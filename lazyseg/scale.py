@@ -188,7 +188,7 @@ def fit_together(films, # `Films` with splits train and valid
                 ):
     "`fit_method` by all processes that torchrun or accelerate started; the second stage is left to whoever takes up the checkpoint."
     from lazyseg.training import fit_method # which needs this module
-    try: return fit_method(films, *settings, **more, cbs=[Together()], exercises=0.)
+    try: return fit_method(films, *settings, **more, cbs=[Together()], exercises=0., outlined=0)
     except RuntimeError as e:
         if not any(sign in str(e).lower() for sign in _LOST): raise
         raise LazysegError("Another process of this training has ended, and without it this one cannot go on. "

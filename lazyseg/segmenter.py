@@ -545,13 +545,14 @@ def model_card(about:dict, # settings.json
               ) -> str: # Markdown
     "README.md of a model's folder."
     films = ', '.join(f"{n['films']} {kind} films of {n['patients']} patients" for kind, n in about.get('films', {}).items()) or 'not noted'
-    point, drawn = about['operating_point'], about.get('choices', {}).get('outlined')
+    point = about['operating_point']
+    drawn = (metrics or {}).get('outlined') or about.get('choices', {}).get('outlined') # as many as there were, or at most so many
     lines = ['---', 'library_name: lazyseg', 'license: apache-2.0', 'tags: [chest-radiograph, weakly-supervised, segmentation]', '---',
         f"# {about['disease']}, {about['size']} x {about['width']} pixels, method {about['name']}", '',
         f"**{NOTE}** Nothing it marks or leaves unmarked may guide the care of a patient.", '',
         f"Marks {about['disease']} on frontal chest films. "
         "It learned from films called healthy or diseased; " +
-        (f"besides, it was corrected with outlines of at most {drawn} films." if drawn else "nobody outlined anything for it."), '',
+        (f"besides, it was corrected with outlines of {drawn} films." if drawn else "nobody outlined anything for it."), '',
         '```python', 'from lazyseg.segmenter import Segmenter', "found = Segmenter.load('this folder').segment('film.png')",
         'found.mask, found.map, found.image_score, found.warnings', '```', '', '## Data', '',
         f"Source `{about['source']}`, seed {about['seed']}: {films}.",

@@ -528,8 +528,9 @@ def fit_method(films, # `Films` with splits train and valid
     "Train a method on unpaired films; the scorer carries `learn`, `outlined` (films) and `trained_seconds` (over all calls that it took)."
     size, started = PROFILES[one_of('profile', profile, PROFILES)], time.perf_counter()
     m = method(method_name, **{**size['changes'], **changes})
-    if m.outlined and not m.exercises:
-        raise LazysegError("outlined is above 0, and without a second stage (exercises) there is nobody to correct.")
+    if m.outlined < 0 or m.outlined and not (m.exercises > 0 and m.lessons > 0):
+        raise LazysegError(f"outlined is {m.outlined}; it is a number of films, and above 0 there has to be a pupil to correct "
+                           "(exercises and lessons above 0).")
     drawn = outlined_films(films, m.outlined, seed) if m.outlined else None # before hours of training, not after
     dls = unpaired_loaders(films, batch_size=m.batch_size, augment=m.augment, seed=seed)
     epochs = epochs or count_passes(size, m, films.film.shape[1], len(dls.train))
@@ -542,7 +543,8 @@ def fit_method(films, # `Films` with splits train and valid
     with films.set_aside() as lean, learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
         learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
         scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
-        if steps: scorer = _second_stage(scorer, lean, steps, m, seed, folder, run, device, drawn)
+        if steps: scorer = _second_stage(scorer, lean, steps, m, seed, folder, run, device)
+        if m.outlined: scorer = _corrected(scorer, lean, drawn, math.ceil(steps/2), m, seed, folder, run, device)
     for net in {scorer.generator, getattr(scorer, 'pupil', scorer.generator)}: round_weights(net)
     earlier = (kept.earlier if kept else 0.) + getattr(scorer, 'earlier', 0.)
     scorer.learn, scorer.trained_seconds = learn, earlier + time.perf_counter() - started
@@ -550,31 +552,41 @@ def fit_method(films, # `Films` with splits train and valid
     return scorer
 
 # %% ../nbs/03_training.ipynb #9d51da3a
-def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict, device, drawn=None) -> PupilScorer:
-    "`teach` pupil after pupil and `correct` the last, from where an earlier call with the same settings and book left off in `folder`."
+def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict, device) -> PupilScorer:
+    "`teach` pupil after pupil, from where an earlier call with the same settings and the same exercise book left off in `folder`."
     kept, started, done, earlier = folder and Path(folder)/'pupil.pt', time.perf_counter(), 0, 0.
-    last = m.lessons + (drawn is not None)
-    # an outline that was drawn anew is another lesson
-    shown = dict(drawn=fingerprint(drawn) + hashlib.sha256(np.packbits(drawn.truth > 0)).hexdigest()[:16]) if drawn is not None else {}
-    choices = lambda lessons: json.dumps(asdict(m) | run | dict(book=BOOK_VERSION, lessons=lessons) |
-                                         (shown if lessons > m.lessons else dict(outlined=0)))
+    choices = lambda lessons: json.dumps(asdict(m) | run | dict(book=BOOK_VERSION, lessons=lessons, outlined=0)) # those come later
     if kept and kept.exists():
         state, pupil = read_state(kept), Outliner(m.width)
-        done = max((k for k in range(1, last + 1) if same_choices(state['choices'], choices(k))), default=0)
+        done = max((k for k in range(1, m.lessons + 1) if same_choices(state['choices'], choices(k))), default=0)
         if done:
             pupil.load_state_dict(state['pupil'])
             scorer, earlier = PupilScorer(pupil, scorer, scorer.name), state.get('seconds', 0.)
-    for lesson in range(done, last):
+    for lesson in range(done, m.lessons):
         how = dict(share=m.share, near=m.near, blur=m.blur) | (BY_A_PUPIL if lesson else {})
-        try:
-            if lesson < m.lessons: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, **how)
-            else: scorer = correct(scorer, films, drawn, math.ceil(steps/2), seed, device)
+        try: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, **how)
         except TrainingFailed:
             if not lesson: raise
             print(f"Lesson {lesson + 1} of {m.lessons} is left out: the pupil before marks no more on diseased films than on healthy ones.",
                   flush=True)
-            continue
+            break
         if kept: save_state(kept, dict(choices=choices(lesson + 1), pupil=scorer.pupil.state_dict(),
                                        seconds=earlier + time.perf_counter() - started))
     scorer.earlier = earlier
     return scorer
+
+# %% ../nbs/03_training.ipynb #9d51da3b
+def _corrected(scorer:PupilScorer, films, drawn, steps:int, m:Method, seed:int, folder, run:dict, device) -> PupilScorer:
+    "`correct` the last pupil, or take what an earlier call made of the same pupil with the same outlines from `folder`."
+    kept, started, earlier = folder and Path(folder)/'corrected.pt', time.perf_counter(), scorer.earlier
+    outlines = fingerprint(drawn) + hashlib.sha256(np.packbits(drawn.truth > 0)).hexdigest()[:16] # one that is drawn anew is another
+    choices = json.dumps(asdict(m) | run | dict(book=BOOK_VERSION, drawn=outlines))
+    state = read_state(kept) if kept and kept.exists() else {}
+    if state and same_choices(state['choices'], choices):
+        better, earlier = PupilScorer(Outliner(m.width), scorer.teacher, scorer.name), earlier + state['seconds']
+        better.pupil.load_state_dict(state['pupil'])
+    else:
+        better = correct(scorer, films, drawn, steps, seed, device)
+        if kept: save_state(kept, dict(choices=choices, pupil=better.pupil.state_dict(), seconds=time.perf_counter() - started))
+    better.earlier = earlier
+    return better

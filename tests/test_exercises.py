@@ -81,6 +81,14 @@ def test_outlines_are_those_of_ill_training_films_and_of_no_other():
         with pytest.raises(LazysegError, match="None of the diseased training films has an outline.*such as lazyseg"): outlined_films(none)
 
 
+def test_a_box_is_no_outline():
+    films = squares(outlined=range(16, 24))
+    films.table["shapes"] = ['[{"polygon": [[1, 1], [9, 1], [9, 9]]}]']*32
+    assert len(outlined_films(films)) == 8
+    films.table.loc[18, "shapes"] = '[{"box": [1, 2, 8, 9]}]'
+    with pytest.raises(LazysegError, match="would learn to draw boxes"): outlined_films(films)
+
+
 @pytest.mark.parametrize("found", [True, False])
 def test_a_quarter_of_the_pages_are_drawn_or_a_half_where_nothing_was_found(found):
     films = squares(outlined=(16, 31))

@@ -7,7 +7,7 @@ import pytest
 
 nbformat = pytest.importorskip("nbformat")
 
-from lazyseg.cli import main, train
+from lazyseg.cli import headline, main, train
 from lazyseg.core import LazysegError, project_root
 from lazyseg.phantom import VERSIONS
 from lazyseg.runs import already_there, check_settings, data_name, write_metrics
@@ -33,6 +33,17 @@ def test_a_run_leaves_report_figures_numbers_and_model(smoke):
     assert {"empty mask", "lung mask", "lazyseg, label-only", "lazyseg, few outlined films"} <= set(metrics["results"])
     assert metrics["results"]["empty mask"]["dice"]["value"] == 0
     assert metrics["versions"]["torch"] and metrics["seconds"] > 0 and "CC BY" in metrics["credit"]
+
+
+def test_a_run_that_learned_from_outlines_says_so_everywhere(smoke, tmp_path):
+    "In its numbers, its notebook, its card, and on the terminal; one that did not says nothing of it."
+    corrected = run(tmp_path, method="lazyseg+20")
+    assert corrected.name == "lazyseg+20-32" and "lazyseg+20, label-only" in json.loads((corrected / "metrics.json").read_text())["results"]
+    for folder, n in ((smoke, 0), (corrected, 20)):
+        assert json.loads((folder / "metrics.json").read_text()).get("outlined", 0) == n
+        printed = [t for c in nbformat.read(folder / "train.ipynb", 4).cells for o in c.get("outputs", []) if (t := o.get("text", "")) and "learned from outlines" in t]
+        assert len(printed) == bool(n) and ("learned from outlines of 20 films" in headline(folder)) == bool(n)
+        assert ("corrected with outlines of 20 films" in (folder / "model" / "README.md").read_text()) == bool(n)
 
 
 def test_a_kept_run_is_one_with_the_same_settings_both_ways(tmp_path):

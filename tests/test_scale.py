@@ -135,6 +135,13 @@ def test_a_killed_process_ends_the_others_with_a_message_and_all_go_on(tmp_path)
     assert same(kept(tmp_path / "killed"), kept(tmp_path / "whole"))
 
 
+def test_the_game_of_a_method_with_outlines_needs_none(tmp_path):
+    "Several processes play the first stage; outlines are for whoever takes it up."
+    from lazyseg.scale import fit_together
+    one, other = (fit_together(noise_films(), name, "smoke", 0, 1, tmp_path / name, **TINY) for name in ("lazyseg", "lazyseg+20"))
+    for a, b in zip(one.generator.state_dict().values(), other.generator.state_dict().values()): assert torch.equal(a, b)
+
+
 # Hard stops
 
 EPOCHS = 8

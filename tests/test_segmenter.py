@@ -55,6 +55,16 @@ def folder(model, tmp_path): return model.save(tmp_path / "model")
 FILM = lungs_like(1, 64, seed=5)[0]
 
 
+def test_a_card_says_whether_outlines_were_seen(model, tmp_path):
+    card = lambda seen: (seen.save(tmp_path / "seen") / "README.md").read_text().replace("\n", " ")
+    assert "nobody outlined anything for it" in card(model)
+    about = model.about | dict(choices=model.about["choices"] | dict(outlined=20))
+    of_run = dict(results=dict(ours=dict(about=dict(films=2, patients=2, interval=""), dice=None)))
+    for metrics, n in ((None, 20), (of_run | dict(outlined=7), 7)):
+        said = card(replace(model, about=about, metrics=metrics))
+        assert f"corrected with outlines of {n} films" in said and "nobody" not in said.partition("## Data")[0]
+
+
 def test_a_film_is_judged_as_the_evaluation_judges_it(model):
     "By the pupil and the generator together where there are both, and from the same numbers one film at a time."
     scorer = PupilScorer(Outliner(8), model.scorer)

@@ -159,20 +159,39 @@ def test_lessons_go_on_where_they_stopped(tmp_path, monkeypatch):
 
 def test_twenty_outlines_are_asked_for_first_and_shown_last(tmp_path, monkeypatch):
     "Up to the outlines all is as without; they are looked for before anything is trained; one that is drawn anew is learned anew."
-    films, shown = get_films(get_source("phantom", disease="pneumonia", n=60, size=32, severity=.8), 32), []
+    films, shown, taught = get_films(get_source("phantom", disease="pneumonia", n=60, size=32, severity=.8), 32), [], []
     right = training.correct
-    monkeypatch.setattr(training, "correct", lambda scorer, f, drawn, *a: shown.append((scorer.pupil, len(drawn))) or right(scorer, f, drawn, *a))
-    run = lambda f, name, **k: fit_method(f, name, "smoke", epochs=2, folder=tmp_path, **k, **TINY)
+    monkeypatch.setattr(training, "correct", lambda scorer, f, drawn, *a: shown.append((scorer.pupil, len(drawn), *a)) or right(scorer, f, drawn, *a))
+    monkeypatch.setattr(training, "teach", lambda scorer, *a, **k: taught.append(a[1]) or teach(scorer, *a, **k))
+    run = lambda f, name, **k: fit_method(f, name, "smoke", epochs=2, seed=3, folder=tmp_path, lessons=1, **k, **TINY)
     with pytest.raises(LazysegError, match="has an outline"): run(replace(films, truth=None), "lazyseg+20")
     assert not list(tmp_path.iterdir())
     plain, corrected = run(films, "lazyseg"), run(films, "lazyseg+20")
     near = [torch.allclose(v.float(), w.float(), rtol=1e-3, atol=1e-6) for v, w in zip(shown[0][0].state_dict().values(), plain.pupil.state_dict().values())]
     assert len(shown) == 1 and all(near) and shown[0][1] == corrected.outlined == 20 # what is kept is rounded to 16 bits, what goes on is not
+    assert shown[0][2:4] == (-(-taught[0]//2), 3) # half as many steps as a lesson, the run's seed
     assert not same_weights(plain.pupil, corrected.pupil) and same_weights(plain.teacher.generator, corrected.teacher.generator)
-    assert same_weights(run(films, "lazyseg+20").pupil, corrected.pupil) and len(shown) == 1
+    again = run(films, "lazyseg+20")
+    assert same_weights(again.pupil, corrected.pupil) and len(shown) == 1 and again.trained_seconds > plain.trained_seconds
     other = replace(films, truth=np.roll(films.truth, 3, axis=1))
     assert not same_weights(run(other, "lazyseg+20").pupil, corrected.pupil) and len(shown) == 2
-    assert run(films, "lazyseg+20", outlined=4).outlined == 4
+    assert run(films, "lazyseg+20", outlined=4).outlined == 4 and same_weights(run(films, "lazyseg").pupil, plain.pupil)
+    assert len(taught) == 1 # and the pupil of the labels is the same one in all of them
+
+
+def test_a_pupil_that_marks_nothing_is_corrected_all_the_same(monkeypatch):
+    films, shown = get_films(get_source("phantom", disease="pneumonia", n=60, size=32, severity=.8), 32), []
+    right = training.correct
+    monkeypatch.setattr(PupilScorer, "__call__", lambda self, x: torch.zeros(len(x), *x.shape[2:]))
+    monkeypatch.setattr(training, "correct", lambda *a: shown.append(a[0]) or right(*a))
+    corrected = fit_method(films, "lazyseg+20", "smoke", epochs=2, **TINY)
+    assert len(shown) == 1 and corrected.outlined == 20 and not same_weights(shown[0].pupil, corrected.pupil)
+
+
+@pytest.mark.parametrize("wrong", [dict(outlined=-1), dict(lessons=0), dict(exercises=0.)])
+def test_outlines_without_a_pupil_are_refused_before_anything_is_trained(films, monkeypatch, wrong):
+    monkeypatch.setattr(training, "get_learner", lambda *a, **k: pytest.fail("it began to train"))
+    with pytest.raises(LazysegError, match="a pupil to correct"): fit_method(films, "lazyseg+20", "smoke", **wrong)
 
 
 def test_a_pupil_that_marks_nothing_is_the_last_and_that_is_said(films, monkeypatch, capsys):
