@@ -160,6 +160,7 @@ class Exercises(DataLoader):
              ) -> tuple[int, int, int, int]: # how many of them are pasted, healthy, found and drawn
         if self.drawn is None: return n//2, n//4, n - n//2 - n//4, 0
         if self.changes is None: return 0, n//2, 0, n - n//2
+        if len(self.drawn) >= 50: return n - n//4 - n//2, n//4, 0, n//2
         return n - 2*(n//4) - n//8, n//4, n//8, n//4
 
 # %% ../nbs/03b_exercises.ipynb #a4c030e1

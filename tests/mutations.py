@@ -92,6 +92,7 @@ FAULTS = [
     ('a kept row of films drawn otherwise is taken', 'baselines', "if FIRST_FILMS | kept.get('settings', {}) == asked", "if kept.get('settings', {}) | films_version(disease) == asked",
      'tests/test_baselines.py::test_a_benchmark_resumes_and_mends_what_is_broken'),
     ('drawn pages have the outlines of other films', 'exercises', "outline = np.asarray(self.drawn.truth[rows], np.float32)", "outline = np.asarray(self.drawn.truth[rows[::-1]], np.float32)", X + 'test_a_quarter_of_the_pages_are_drawn_or_a_half_where_nothing_was_found'),
+    ('many outlines are shown as rarely as few', 'exercises', "if len(self.drawn) >= 50:", "if len(self.drawn) >= 5000:", X + 'test_many_outlines_take_the_place_of_what_was_found'),
     ('outlines of validation films are learned from', 'exercises', "ill = films.split('train').diseased", "ill = films.diseased", X + 'test_outlines_are_those_of_ill_training_films_and_of_no_other'),
     ('a pupil is corrected in place', 'exercises', "copy.deepcopy(scorer.pupil).requires_grad_(True)", "scorer.pupil.requires_grad_(True)", X + 'test_another_way_to_teach_has_another_version'),
     ('a frozen pupil cannot be corrected', 'exercises', "copy.deepcopy(scorer.pupil).requires_grad_(True)", "copy.deepcopy(scorer.pupil)", X + 'test_one_who_found_nothing_is_corrected_all_the_same'),

@@ -106,6 +106,16 @@ def test_a_quarter_of_the_pages_are_drawn_or_a_half_where_nothing_was_found(foun
         assert (mean(inside) > mean(~inside) + .15).all(), "outlines lie on what is bright"
 
 
+def test_many_outlines_take_the_place_of_what_was_found():
+    films = squares(outlined=range(16, 32))
+    changes, where = np.zeros((16, 32, 32), np.float16), np.ones((16, 32, 32), bool) # what was found is everything: nobody could miss it
+    for n, found in ((49, 2), (50, 0)):
+        drawn = outlined_films(films)[np.arange(n) % 16]
+        x, y = next(iter(Exercises(films, changes, where, batches=1, drawn=drawn)))
+        area = y.mean((1, 2, 3))
+        assert (area[10:] > .4).sum() == found and (area[10 if found else 8:] > .02).all() and not area[6 if found else 4:10 if found else 8].any()
+
+
 def test_one_who_found_nothing_is_corrected_all_the_same():
     films = squares(outlined=range(16, 24))
     pupil = teach(Knows(), films, steps=5, width=8)
