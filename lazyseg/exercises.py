@@ -167,6 +167,7 @@ class Exercises(DataLoader):
 @patch
 def do_batch(self:Exercises, places, # as many as the batch has films; which ones does not matter
             ):
+    "On the processor: films (B,1,H,W) uint8, and difference and outline (b,2,H,W) of those that have a lesion."
     n = len(list(places))
     pasted, well, found, drawn = self.kinds(n)
     draw = lambda array, k: torch.randint(len(array), (k,), generator=self.rng).numpy()
