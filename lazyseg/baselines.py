@@ -538,7 +538,8 @@ def fit_drawn(films:Films, # with the split train, of which the healthy films ar
              ) -> Scorer:
     "What a few outlines are worth without any diseased film that is only labelled: an `Outliner` taught by them and by healthy films."
     book = Exercises(taught_films(films), None, None, steps, seed=seed, device=default_device(), drawn=drawn)
-    model = learn_book(partial(Outliner, width), book).eval()
+    model = learn_book(partial(Outliner, width), book)
+    model.eval()
     return Scorer(lambda films: model(films)[:,0].sigmoid(), name=f'{len(drawn)} outlines alone', model=model, probability=True)
 
 # %% ../nbs/06_baselines.ipynb #3fb507d6
