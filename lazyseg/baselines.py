@@ -39,7 +39,7 @@ from torch import nn, Tensor
 
 from .core import LazysegError, TrainingFailed, cache_dir, one_of, progress, project_root, somebody_watches, whole_file
 from .data import Films, get_films, get_source
-from .exercises import Exercises, NoValidation, learn_book, outlined_films, taught_films
+from .exercises import Exercises, NoValidation, learn_book, taught_films
 from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
 from .models import Outliner
 from .phantom import DISEASES
