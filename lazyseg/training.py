@@ -43,6 +43,7 @@ class SecondStage:
     near: float = 0.  # above 0, nothing is pasted farther than this and a pixel from a lesion's outline, as a share of the film's height
     blur: float = 1/32  # standard deviation of the Gaussian before a map is outlined, as a share of the film's height
     lessons: int = 1  # how many pupils, each taught by the one before; the first one by the generator
+    place: float = 1.  # outlines that overlap by more than this with where the piles differ on average keep to that place; 1: never
     outlined: int = 0  # above 0, the last pupil is corrected with the outlines of so many training films, which somebody drew
 
 # %% ../nbs/03_training.ipynb #946b6600
@@ -88,7 +89,7 @@ METHODS = {
     'cyclegan': Method(head='plain', cycle='full', width=32, norm='instance', critic_norm='instance', sick=0., identity=5., area=0.,
                        lr=2e-4, critic_lr=2e-4, average=0., height=0, exercises=0.),
     'lazyseg': Method(head='warp', map='unmoved', haze=.02, faint=.015, rise=5., longer=2.,
-                      exercises=.25, share=.6, near=1/32, blur=3/64, lessons=2),
+                      exercises=.25, share=.6, near=1/32, blur=3/64, lessons=2, place=.47),
 }
 METHODS['lazyseg+20'] = replace(METHODS['lazyseg'], outlined=20)
 
@@ -563,7 +564,7 @@ def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, 
             pupil.load_state_dict(state['pupil'])
             scorer, earlier = PupilScorer(pupil, scorer, scorer.name), state.get('seconds', 0.)
     for lesson in range(done, m.lessons):
-        how = dict(share=m.share, near=m.near, blur=m.blur) | (BY_A_PUPIL if lesson else {})
+        how = dict(share=m.share, near=m.near, blur=m.blur, place=m.place) | (BY_A_PUPIL if lesson else {})
         try: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, **how)
         except TrainingFailed:
             if not lesson: raise
@@ -586,7 +587,7 @@ def _corrected(scorer:PupilScorer, films, drawn, steps:int, m:Method, seed:int, 
         better, earlier = PupilScorer(Outliner(m.width), scorer.teacher, scorer.name), earlier + state['seconds']
         better.pupil.load_state_dict(state['pupil'])
     else:
-        better = correct(scorer, films, drawn, steps, seed, device)
+        better = correct(scorer, films, drawn, steps, seed, device, m.place)
         if kept: save_state(kept, dict(choices=choices, pupil=better.pupil.state_dict(), seconds=time.perf_counter() - started))
     better.earlier = earlier
     return better
