@@ -127,8 +127,8 @@ def test_a_pupil_is_taught_anew_when_the_exercise_book_is_another(films, tmp_pat
 def test_the_row_of_a_method_says_what_its_book_is_like(films, monkeypatch):
     asked = []
     monkeypatch.setattr(training, "teach", lambda scorer, *a, **k: asked.append(k) or PupilScorer(Outliner(TINY["width"]), scorer))
-    fit_method(films, "lazyseg", "smoke", epochs=1, share=.3, near=1/8, blur=1/16, lessons=3, **TINY)
-    assert [[a[k] for k in ("share", "near", "blur")] for a in asked] == [[.3, 1/8, 1/16]] + 2*[[.5, 1/8, 1/64]]
+    fit_method(films, "lazyseg", "smoke", epochs=1, share=.3, near=1/8, blur=1/16, place=.7, lessons=3, **TINY)
+    assert [[a[k] for k in ("share", "near", "blur", "place")] for a in asked] == [[.3, 1/8, 1/16, .7]] + 2*[[.5, 1/8, 1/64, .7]]
 
 
 def knows(films):
@@ -169,7 +169,7 @@ def test_twenty_outlines_are_asked_for_first_and_shown_last(tmp_path, monkeypatc
     plain, corrected = run(films, "lazyseg"), run(films, "lazyseg+20")
     near = [torch.allclose(v.float(), w.float(), rtol=1e-3, atol=1e-6) for v, w in zip(shown[0][0].state_dict().values(), plain.pupil.state_dict().values())]
     assert len(shown) == 1 and all(near) and shown[0][1] == corrected.outlined == 20 # what is kept is rounded to 16 bits, what goes on is not
-    assert shown[0][2:4] == (-(-taught[0]//2), 3) # half as many steps as a lesson, the run's seed
+    assert shown[0][2:4] == (-(-taught[0]//2), 3) and shown[0][-1] == .47 # half as many steps as a lesson, the run's seed, the row's place
     assert not same_weights(plain.pupil, corrected.pupil) and same_weights(plain.teacher.generator, corrected.teacher.generator)
     again = run(films, "lazyseg+20")
     assert same_weights(again.pupil, corrected.pupil) and len(shown) == 1 and again.trained_seconds > plain.trained_seconds
