@@ -43,6 +43,7 @@ VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'short':                ('what if it goes over its films half as often?', 'lazyseg', ONE | dict(longer=1., exercises=.5)),
     'all pasted':           ('what if what lies far from an outline is pasted as well?', 'lazyseg', ONE | dict(near=0.)),
     'wide outlines': ('and if lesions of the exercise book end at two fifths of their peak?', 'lazyseg', ONE | dict(near=0., share=.4)),
+    'any place':            ('what if it does not count where the disease usually is?', 'lazyseg', dict(place=1.)),
     'less blur':            ('what if maps are blurred less before they are outlined?', 'lazyseg', ONE | dict(blur=1/32)),
     'moved back':           ('and if all of these are as they were before?', 'lazyseg', SHORT),
     'both stages':          ('what if change counts as well where movement explains it?', 'lazyseg', SHORT | dict(map='intensity')),
