@@ -7,7 +7,7 @@ __all__ = ['BASELINES', 'SURE', 'SIGNS', 'POOLS', 'SMOKE', 'FLOORS', 'CEILING', 
            'LungMask', 'fit_lungs', 'maps_of', 'part', 'choose', 'pixel_contrast', 'blur', 'by_sign_and_blur',
            'fit_intensity', 'fit_mean_difference', 'as_floats', 'ArrayLoader', 'one_cycle', 'train', 'FilmClassifier',
            'cross_entropy', 'fit_classifier', 'predict', 'both_ways', 'upsample', 'verdict_of', 'activation_map',
-           'fit_activation', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder',
+           'fit_activation', 'fit_place', 'make_resnet', 'grad_cam', 'fit_gradcam', 'Autoencoder', 'fit_autoencoder',
            'patch_features', 'spread_out', 'healthy_patches', 'fit_patchcore', 'UNet', 'outline_loss', 'PixelDice',
            'KeepBest', 'fit_unet', 'fit_drawn', 'fit_any', 'operating_points', 'example_rows', 'in_steps',
            'measure_method', 'gives_probabilities', 'run_one', 'benchmark_settings', 'method_names', 'benchmark',
@@ -39,7 +39,7 @@ from torch import nn, Tensor
 
 from .core import LazysegError, TrainingFailed, cache_dir, one_of, progress, project_root, somebody_watches, whole_file
 from .data import Films, get_films, get_source
-from .exercises import Exercises, NoValidation, learn_book, taught_films
+from .exercises import Exercises, NoValidation, difference_of_means, learn_book, taught_films
 from .evaluation import COLUMNS, as_text, evaluate, image_auroc, pixel_auroc
 from .models import Outliner
 from .phantom import DISEASES
@@ -332,6 +332,19 @@ def fit_activation(films:Films, # all films; the training films are used
     model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(FilmClassifier, **how))
     return Scorer(activation_map(model), model=model, verdict=verdict_of(model))
 
+# %% ../nbs/06_baselines.ipynb #60bb0002
+@baseline('usual place')
+def fit_place(films:Films, # all films; the training films are used
+              seed:int=0, # seed of every draw
+              epochs:int=6, # passes over the training films
+              **how, # for `FilmClassifier`: width, stride, depth, pool
+             ) -> Scorer: # with the classifier as its `model`
+    "One map for every film, where the two kinds differ on average, times a classifier's probability that it is diseased."
+    learn_on = part(films, 'train')
+    model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(FilmClassifier, **how))
+    verdict, usual = verdict_of(model), torch.from_numpy(difference_of_means(learn_on))
+    return Scorer(lambda x: verdict(x, None)[:, None, None]*usual.to(x), model=model, verdict=verdict)
+
 # %% ../nbs/06_baselines.ipynb #6d595366
 def make_resnet(width:float=.5, # times the usual number of features
                ) -> nn.Sequential: # the body, then what turns features into a logit
@@ -544,7 +557,7 @@ def fit_drawn(films:Films, # with the split train, of which the healthy films ar
 
 # %% ../nbs/06_baselines.ipynb #3fb507d6
 SMOKE = { # what each baseline is given in the profile 'smoke': enough to run, not to learn
-    'class activation': dict(epochs=1, width=8), 'Grad-CAM': dict(epochs=1, width=.25), 'autoencoder': dict(epochs=1, width=8),
+    'class activation': dict(epochs=1, width=8), 'usual place': dict(epochs=1, width=8), 'Grad-CAM': dict(epochs=1, width=.25), 'autoencoder': dict(epochs=1, width=8),
     'PatchCore': dict(epochs=1, width=.25, n=50), 'supervised U-Net': dict(epochs=1, width=4)}
 
 def fit_any(name:str, # a row of `BASELINES` or of `METHODS`
