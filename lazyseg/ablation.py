@@ -31,7 +31,7 @@ from .training import METHODS, PROFILES, GeneratorScorer, SecondStage, choices_o
 
 # %% ../nbs/03a_ablation.ipynb #46af16d9
 ONE = dict(lessons=1) # one pupil, and not a second one that learns from it
-SHORT = ONE | dict(longer=1., exercises=.5, share=.4, near=0., blur=1/32, place=1.) # half as many steps, and another exercise book, as before
+SHORT = ONE | dict(longer=1., exercises=.5, share=.4, near=0., blur=1/32, place=1.) # half as many steps, and another book, as before
 STILL = SHORT | dict(head='mask', map='difference') # and nothing is moved: as it was when most of these runs were made
 FIRST = STILL | dict(exercises=0.) # and the generator alone
 TRUSTING = FIRST | dict(haze=0., faint=0., rise=1.) # nothing stands against fooling the discriminator

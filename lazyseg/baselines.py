@@ -557,7 +557,8 @@ def fit_drawn(films:Films, # with the split train, of which the healthy films ar
 
 # %% ../nbs/06_baselines.ipynb #3fb507d6
 SMOKE = { # what each baseline is given in the profile 'smoke': enough to run, not to learn
-    'class activation': dict(epochs=1, width=8), 'usual place': dict(epochs=1, width=8), 'Grad-CAM': dict(epochs=1, width=.25), 'autoencoder': dict(epochs=1, width=8),
+    'class activation': dict(epochs=1, width=8), 'usual place': dict(epochs=1, width=8), 'Grad-CAM': dict(epochs=1, width=.25),
+    'autoencoder': dict(epochs=1, width=8),
     'PatchCore': dict(epochs=1, width=.25, n=50), 'supervised U-Net': dict(epochs=1, width=4)}
 
 def fit_any(name:str, # a row of `BASELINES` or of `METHODS`
