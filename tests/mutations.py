@@ -116,6 +116,7 @@ FAULTS = [
     ('the book forgets that a disease has its place', 'exercises', "scatter(lesions[:pasted], self.rng, self.stays)", "scatter(lesions[:pasted], self.rng)", X + 'test_what_has_its_place_is_pasted_there'),
     ('a correction forgets the place', 'training', "steps, seed, device, m.place)", "steps, seed, device)", N + 'test_twenty_outlines_are_asked_for_first_and_shown_last'),
     ('a lesion is turned as on a square film', 'exercises', "-angle.sin() * zoom * (h/w)", "-angle.sin() * zoom", X + 'test_a_round_lesion_stays_round_on_a_film_that_is_not_square'),
+    ('the usual place is marked on everybody', 'baselines', "verdict(x, None)[:, None, None]*usual.to(x)", "usual.to(x).expand(len(x), -1, -1)", 'tests/test_baselines.py::test_the_usual_place_is_the_same_on_every_film_and_only_as_loud_as_the_film_is_ill'),
     ('a peer is drawn from corner to corner', 'baselines', "size=films.shape[-2:], mode='bilinear')[:,0]", "size=films.shape[-2:], mode='bilinear', align_corners=True)[:,0]", 'tests/test_baselines.py::test_a_place_of_the_classifier_is_drawn_where_it_looks'),
     ('lessons begin anew', 'training', "for lesson in range(done, m.lessons)", "for lesson in range(m.lessons)", N + 'test_lessons_go_on_where_they_stopped'),
     ('a pupil of another exercise book is taken', 'training', "asdict(m) | run | dict(book=BOOK_VERSION, lessons=lessons, outlined=0)", "asdict(m) | run | dict(lessons=lessons)", N + 'test_a_pupil_is_taught_anew_when_the_exercise_book_is_another'),

@@ -41,7 +41,7 @@ def test_every_baseline_is_a_scorer(name, shape):
         np.testing.assert_allclose(score_films(scorer, films[:3], batch_size=1), maps[:3], rtol=1e-3, atol=loose)
 
 
-@pytest.mark.parametrize('fit', [b.fit_activation, b.fit_gradcam, b.fit_autoencoder, b.fit_patchcore, b.fit_unet])
+@pytest.mark.parametrize('fit', [b.fit_activation, b.fit_place, b.fit_gradcam, b.fit_autoencoder, b.fit_patchcore, b.fit_unet])
 def test_the_same_seed_gives_the_same_maps(fit):
     films = blobs(80) # more than a batch: their order is a draw as well
     settings = b.SMOKE[fit(films, **b.SMOKE[next(n for n, f in b.BASELINES.items() if f is fit)]).name]
@@ -68,6 +68,20 @@ def test_a_classifier_learns_and_its_map_points_at_the_square():
     assert ((b.predict(model, test.film) > .5) == sick).mean() > .9
     maps = score_films(b.Scorer(b.activation_map(model)), test)
     assert pixel_average_precision(maps[sick], test.truth[sick]) > .12 # twice what chance gives
+
+
+def test_the_usual_place_is_the_same_on_every_film_and_only_as_loud_as_the_film_is_ill():
+    films = blobs(160)
+    for i in np.flatnonzero(films.table.diseased): # all squares in one place
+        films.film[i] = np.where(films.truth[i] > 0, films.film[0], films.film[i])
+        films.film[i, 6:14, 16:24] = np.minimum(films.film[i, 6:14, 16:24] + 80., 255).astype(np.uint8)
+    scorer = b.fit_place(films, epochs=8, width=8, stride=2)
+    maps, sick = score_films(scorer, films), films.table.diseased.to_numpy(bool)
+    loud = maps.max((1, 2))
+    shape = maps/loud[:, None, None]
+    np.testing.assert_allclose(shape, shape[:1].repeat(len(maps), 0), atol=1e-4)
+    assert shape[0, 8:12, 18:22].min() > .7 and shape[0, 20:].max() < .3
+    assert image_auroc(maps, sick) > .9 and np.median(loud[sick]) > 2*np.median(loud[~sick])
 
 
 def test_the_unet_finds_the_square():
