@@ -81,7 +81,7 @@ def test_the_usual_place_is_the_same_on_every_film_and_only_as_loud_as_the_film_
     shape = maps/loud[:, None, None]
     np.testing.assert_allclose(shape, shape[:1].repeat(len(maps), 0), atol=1e-4)
     assert shape[0, 8:12, 18:22].min() > .7 and shape[0, 20:].max() < .3
-    assert image_auroc(maps, sick) > .9 and np.median(loud[sick]) > 2*np.median(loud[~sick])
+    assert image_auroc(maps, sick) > .9 and np.median(loud[sick]) > 1.3*np.median(loud[~sick])
 
 
 def test_the_unet_finds_the_square():
