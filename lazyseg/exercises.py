@@ -107,7 +107,9 @@ def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier l
     healthy = look_at(scorer, films.healthy, blur)[1]
     where = outlines(scores, healthy, rare, share)
     usual, overlap = usual_place(films, where)
-    if overlap > place: where = outlines(scores*usual, healthy*usual, rare, share/2) # of what falls off twice, with map and place
+    if overlap > place: # half the share, of what falls off twice: with the map, and with the place
+        scores *= usual; healthy *= usual
+        where = outlines(scores, healthy, rare, share/2)
     if not where.any():
         raise TrainingFailed("The generator marks no more on diseased films than on healthy ones, so there is nothing to paste. "
                            "Train it longer, or on more films.")
