@@ -336,14 +336,11 @@ def fit_activation(films:Films, # all films; the training films are used
 @baseline('usual place')
 def fit_place(films:Films, # all films; the training films are used
               seed:int=0, # seed of every draw
-              epochs:int=6, # passes over the training films
-              **how, # for `FilmClassifier`: width, stride, depth, pool
+              **how, # for `fit_activation`, whose classifier it has
              ) -> Scorer: # with the classifier as its `model`
     "One map for every film, where the two kinds differ on average, times a classifier's probability that it is diseased."
-    learn_on = part(films, 'train')
-    model = fit_classifier(learn_on.film, learn_on.table.diseased, epochs, seed, partial(FilmClassifier, **how))
-    verdict, usual = verdict_of(model), torch.from_numpy(difference_of_means(learn_on))
-    return Scorer(lambda x: verdict(x, None)[:, None, None]*usual.to(x), model=model, verdict=verdict)
+    judge, usual = fit_activation(films, seed, **how), torch.from_numpy(difference_of_means(part(films, 'train')))
+    return Scorer(lambda x: judge.verdict(x, None)[:, None, None]*usual.to(x), model=judge.model, verdict=judge.verdict)
 
 # %% ../nbs/06_baselines.ipynb #6d595366
 def make_resnet(width:float=.5, # times the usual number of features

@@ -128,7 +128,8 @@ def scatter(lesions:Tensor, # (B, 2, H, W): difference and outline
     grid[:, 0, 0] = grid[:, 1, 1] = angle.cos() * scale
     h, w = lesions.shape[-2:] # the grid counts each side of a film as 2, however long it is
     grid[:, 0, 1], grid[:, 1, 0] = -angle.sin() * scale * (h/w), angle.sin() * scale * (w/h)
-    grid[:, :, 0] *= torch.where(~torch.tensor(stays) & (draw(n) < 0), -1., 1.)[:, None]
+    mirrored = draw(n) < 0
+    if not stays: grid[:, :, 0] *= torch.where(mirrored, -1., 1.)[:, None]
     grid[:, :, 2] = draw(n, 2) * (.03 if stays else .1)
     return F.grid_sample(lesions, F.affine_grid(grid, lesions.shape, align_corners=False).to(lesions), align_corners=False)
 
