@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BY_A_PUPIL', 'BOOK_VERSION', 'look_at', 'smooth', 'outlines', 'close_to', 'difference_of_means', 'usual_place',
-           'lesions_of', 'scatter', 'elsewhere', 'developed', 'Exercises', 'outline_cost', 'NoValidation',
-           'taught_films', 'learn_book', 'teach', 'outlined_films', 'correct']
+           'place_in_words', 'lesions_of', 'scatter', 'elsewhere', 'developed', 'Exercises', 'outline_cost',
+           'NoValidation', 'taught_films', 'learn_book', 'teach', 'outlined_films', 'correct']
 
 # %% ../nbs/03b_exercises.ipynb #dab31504
 import copy, math
@@ -93,6 +93,15 @@ def usual_place(films:Films, # diseased films, and healthy ones
     overlap = 2*(found & mask).sum((1, 2))/(found.sum((1, 2)) + mask.sum())
     return usual, float(overlap.mean()) if len(found) else 0.
 
+# %% ../nbs/03b_exercises.ipynb #fdd83b7e
+def place_in_words(overlap:float, # of outlines with the usual place, see `usual_place`
+                   limit:float, # the field `place` of a method
+                  ) -> str:
+    "What a run and a model's card say of the usual place."
+    return ("The outlines that it learned from and one mask for all films, drawn where diseased and healthy films differ on average, have a mean Dice "
+            f"of {overlap:.2f}: " + (f"above {limit:g}, so disease is looked for near its usual place, and elsewhere it may be missed."
+                                     if overlap > limit else f"not above {limit:g}, so disease is looked for everywhere."))
+
 # %% ../nbs/03b_exercises.ipynb #829ed938
 def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier lesson
                films:Films, # diseased films, and healthy ones to calibrate on
@@ -101,8 +110,8 @@ def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier l
                near:float=1/32, # above 0, a difference farther than this from the outline is left out, as a share of the film's height
                blur:float=3/64, # how blurred a map is outlined, see `smooth`
                place:float=.47, # the usual place counts where outlines overlap with it by more than this; 1: never
-              ) -> tuple[np.ndarray, np.ndarray]: # (N,H,W) float16 grey values that disease added, -1..1; (N,H,W) bool where
-    "Difference and outline of the disease in each diseased film of `films`."
+              ) -> tuple[np.ndarray, np.ndarray, float]: # (N,H,W) float16 grey values that disease added, -1..1; (N,H,W) bool where; overlap
+    "Difference and outline of the disease in each diseased film of `films`, and how far the outlines overlap with the usual place, 0..1."
     changes, scores = look_at(scorer, films.diseased, blur)
     healthy = look_at(scorer, films.healthy, blur)[1]
     where = outlines(scores, healthy, rare, share)
@@ -113,7 +122,7 @@ def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier l
     if not where.any():
         raise TrainingFailed("The generator marks no more on diseased films than on healthy ones, so there is nothing to paste. "
                            "Train it longer, or on more films.")
-    return (changes*close_to(where, near) if near else changes).half().numpy(), where
+    return (changes*close_to(where, near) if near else changes).half().numpy(), where, overlap
 
 # %% ../nbs/03b_exercises.ipynb #e62b3b24
 def scatter(lesions:Tensor, # (B, 2, H, W): difference and outline
@@ -278,11 +287,11 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
          ) -> PupilScorer:
     "Train a pupil on what the teacher's generator found; image-level labels only."
     part = taught_films(films)
-    changes, where = lesions_of(scorer, part, rare, share, near, blur, place)
+    changes, where, overlap = lesions_of(scorer, part, rare, share, near, blur, place)
     hand_back() # what looking at the films took
-    book = Exercises(part, changes, where, steps, seed=seed, device=default_device(), stays=usual_place(part, where)[1] > place)
+    book = Exercises(part, changes, where, steps, seed=seed, device=default_device(), stays=overlap > place)
     pupil = learn_book(lambda: Outliner(width), book, device=device)
-    return PupilScorer(pupil, getattr(scorer, 'teacher', scorer), scorer.name)
+    return PupilScorer(pupil, getattr(scorer, 'teacher', scorer), scorer.name, overlap)
 
 # %% ../nbs/03b_exercises.ipynb #5e61d531
 def outlined_films(films:Films, # with the split train
@@ -312,10 +321,9 @@ def correct(scorer:PupilScorer, # a pupil that was taught from labels; it stays 
            ) -> PupilScorer: # of another pupil
     "Go on teaching a pupil with some outlines that somebody drew."
     part = taught_films(films)
-    try: changes, where = lesions_of(scorer, part, near=1/32, place=place, **BY_A_PUPIL)
-    except TrainingFailed: changes = where = None # it found nothing: the drawn films are all that there is
+    try: changes, where, overlap = lesions_of(scorer, part, near=1/32, place=place, **BY_A_PUPIL)
+    except TrainingFailed: changes, where, overlap = None, None, 0. # it found nothing: the drawn films are all that there is
     hand_back()
-    stays = where is not None and usual_place(part, where)[1] > place
-    book = Exercises(part, changes, where, steps, seed=seed, device=default_device(), drawn=drawn, stays=stays)
+    book = Exercises(part, changes, where, steps, seed=seed, device=default_device(), drawn=drawn, stays=overlap > place)
     pupil = learn_book(lambda: copy.deepcopy(scorer.pupil).requires_grad_(True), book, 1e-3, device)
-    return PupilScorer(pupil, scorer.teacher, scorer.name)
+    return PupilScorer(pupil, scorer.teacher, scorer.name, overlap)

@@ -372,8 +372,9 @@ class PupilScorer:
     def __init__(self, pupil:Outliner, # films to logits, see `teach`
                  teacher, # a `GeneratorScorer`
                  name:str='lazyseg', # shown in tables
+                 overlap:float=None, # of the outlines that it learned from with the usual place of the disease, see `lesions_of`
                 ):
-        self.pupil, self.teacher, self.name = pupil.eval(), teacher, name
+        self.pupil, self.teacher, self.name, self.overlap = pupil.eval(), teacher, name, overlap
         self.counterpart, self.generator = teacher.counterpart, teacher.generator
 
     @torch.no_grad()

@@ -547,6 +547,8 @@ def model_card(about:dict, # settings.json
     films = ', '.join(f"{n['films']} {kind} films of {n['patients']} patients" for kind, n in about.get('films', {}).items()) or 'not noted'
     point = about['operating_point']
     drawn = (metrics or {}).get('outlined') or about.get('choices', {}).get('outlined') # as many as there were, or at most so many
+    place = (metrics or {}).get('usual_place')
+    if place: from lazyseg.exercises import place_in_words # here, since using a model needs none of that chapter
     lines = ['---', 'library_name: lazyseg', 'license: apache-2.0', 'tags: [chest-radiograph, weakly-supervised, segmentation]', '---',
         f"# {about['disease']}, {about['size']} x {about['width']} pixels, method {about['name']}", '',
         f"**{NOTE}** Nothing it marks or leaves unmarked may guide the care of a patient.", '',
@@ -564,6 +566,7 @@ def model_card(about:dict, # settings.json
         '- It was measured on films of the source above and on no others. Elsewhere it may be worse, and nobody knows by how much.',
         '- It marks what differs from the healthy films it saw. '
         'Other findings, tubes and scars may be marked; faint disease may be missed.',
+        *(['- ' + place_in_words(**place)] if place else []),
         '- Films unlike its training films get a warning (`warnings`, `distance`); a film without a warning is not thereby safe.'
         if 'known.safetensors' in about['files'] else '- It does not know what its training films looked like, and warns of no film.',
         f"- It sees {about['size']} x {about['width']} pixels: nothing smaller than one of these."]

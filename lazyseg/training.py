@@ -562,7 +562,7 @@ def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, 
         done = max((k for k in range(1, m.lessons + 1) if same_choices(state['choices'], choices(k))), default=0)
         if done:
             pupil.load_state_dict(state['pupil'])
-            scorer, earlier = PupilScorer(pupil, scorer, scorer.name), state.get('seconds', 0.)
+            scorer, earlier = PupilScorer(pupil, scorer, scorer.name, state.get('overlap')), state.get('seconds', 0.)
     for lesson in range(done, m.lessons):
         how = dict(share=m.share, near=m.near, blur=m.blur, place=m.place) | (BY_A_PUPIL if lesson else {})
         try: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, **how)
@@ -571,7 +571,7 @@ def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, 
             print(f"Lesson {lesson + 1} of {m.lessons} is left out: the pupil before marks no more on diseased films than on healthy ones.",
                   flush=True)
             break
-        if kept: save_state(kept, dict(choices=choices(lesson + 1), pupil=scorer.pupil.state_dict(),
+        if kept: save_state(kept, dict(choices=choices(lesson + 1), pupil=scorer.pupil.state_dict(), overlap=scorer.overlap,
                                        seconds=earlier + time.perf_counter() - started))
     scorer.earlier = earlier
     return scorer
@@ -584,10 +584,11 @@ def _corrected(scorer:PupilScorer, films, drawn, steps:int, m:Method, seed:int, 
     choices = json.dumps(asdict(m) | run | dict(book=BOOK_VERSION, drawn=outlines))
     state = read_state(kept) if kept and kept.exists() else {}
     if state and same_choices(state['choices'], choices):
-        better, earlier = PupilScorer(Outliner(m.width), scorer.teacher, scorer.name), earlier + state['seconds']
+        better, earlier = PupilScorer(Outliner(m.width), scorer.teacher, scorer.name, state.get('overlap')), earlier + state['seconds']
         better.pupil.load_state_dict(state['pupil'])
     else:
         better = correct(scorer, films, drawn, steps, seed, device, m.place)
-        if kept: save_state(kept, dict(choices=choices, pupil=better.pupil.state_dict(), seconds=time.perf_counter() - started))
+        if kept: save_state(kept, dict(choices=choices, pupil=better.pupil.state_dict(), overlap=better.overlap,
+                                 seconds=time.perf_counter() - started))
     better.earlier = earlier
     return better

@@ -143,8 +143,8 @@ def test_a_lesion_ends_at_a_share_of_its_peak_and_brings_nothing_from_far():
     film[4:, 20:40, 20:40] = 120 + np.minimum(np.arange(20), np.arange(20)[::-1])[:, None]*10 # brightest along its middle
     film[4:, 58] = 140 # far below, faint
     films = Films(film=film, table=pd.DataFrame(dict(path=[str(i) for i in range(8)], patient=[str(i) for i in range(8)], diseased=np.arange(8) >= 4, split="train")))
-    added, wide = lesions_of(Knows(), films, share=.3, near=1/32, place=1.)
-    everything, narrow = lesions_of(Knows(), films, share=.8, near=0., place=1.)
+    added, wide, _ = lesions_of(Knows(), films, share=.3, near=1/32, place=1.)
+    everything, narrow, _ = lesions_of(Knows(), films, share=.8, near=0., place=1.)
     assert (wide | ~narrow).all() and narrow.sum() < .6*wide.sum()
     assert np.allclose(added[wide], everything[wide]) and (everything[:, 58] > .07).all() and not added[:, 58].any()
 
@@ -160,13 +160,13 @@ def test_outlines_keep_to_the_place_of_a_disease_that_has_one():
         f[top:top + 10, left:left + 10] = 170
     films = Films(film=film, table=pd.DataFrame(dict(path=range(2*n), patient=range(2*n), diseased=np.arange(2*n) >= n, split="train")))
     overlap = lambda where: float(np.mean(2*(where & place).sum((1, 2))/(where.sum((1, 2)) + place.sum())))
-    (_, free), (_, kept) = (lesions_of(Knows(), films, blur=1/64, place=p) for p in (1., .47))
-    assert usual_place(films, free)[1] > .47 and overlap(free) < .85 < .93 < overlap(kept)
+    (_, free, far), (_, kept, near) = (lesions_of(Knows(), films, blur=1/64, place=p) for p in (1., .47))
+    assert near == far == usual_place(films, free)[1] > .47 and overlap(free) < .85 < .93 < overlap(kept)
     scattered = films.film.copy()
     for i, f in enumerate(scattered[n:]): f[:] = np.roll(f, (rng.integers(-20, 20), rng.integers(-16, 24)), (0, 1))
     anywhere = replace(films, film=scattered)
-    (_, free), (_, kept) = (lesions_of(Knows(), anywhere, blur=1/64, place=p) for p in (1., .47))
-    assert usual_place(anywhere, free)[1] < .4 and (free == kept).all(), "one without a place is outlined as before"
+    (_, free, far), (_, kept, near) = (lesions_of(Knows(), anywhere, blur=1/64, place=p) for p in (1., .47))
+    assert near == far == usual_place(anywhere, free)[1] < .4 and (free == kept).all(), "one without a place is outlined as before"
 
 
 def test_what_has_its_place_is_pasted_there():

@@ -153,6 +153,7 @@ def test_lessons_go_on_where_they_stopped(tmp_path, monkeypatch):
     again = run(2, tmp_path)
     assert [type(s) for s in taught] == [GeneratorScorer, PupilScorer]
     assert same_weights(stopped.pupil, one.pupil) and same_weights(then.pupil, two.pupil) and same_weights(again.pupil, two.pupil)
+    assert 0 < then.overlap == again.overlap == two.overlap != one.overlap  # a resumed run knows how far its outlines keep to the usual place
     assert spent() == both > first and again.trained_seconds > both  # the time of both lessons counts, in whichever call they were taught
     assert same_weights(run(1, tmp_path).pupil, one.pupil)  # who asks for fewer lessons does not get the pupil of more
 
@@ -172,7 +173,7 @@ def test_twenty_outlines_are_asked_for_first_and_shown_last(tmp_path, monkeypatc
     assert shown[0][2:4] == (-(-taught[0]//2), 3) and shown[0][-1] == .47 # half as many steps as a lesson, the run's seed, the row's place
     assert not same_weights(plain.pupil, corrected.pupil) and same_weights(plain.teacher.generator, corrected.teacher.generator)
     again = run(films, "lazyseg+20")
-    assert same_weights(again.pupil, corrected.pupil) and len(shown) == 1 and again.trained_seconds > plain.trained_seconds
+    assert same_weights(again.pupil, corrected.pupil) and None is not again.overlap == corrected.overlap and len(shown) == 1 and again.trained_seconds > plain.trained_seconds
     other = replace(films, truth=np.roll(films.truth, 3, axis=1))
     assert not same_weights(run(other, "lazyseg+20").pupil, corrected.pupil) and len(shown) == 2
     assert run(films, "lazyseg+20", outlined=4).outlined == 4 and same_weights(run(films, "lazyseg").pupil, plain.pupil)
