@@ -533,7 +533,11 @@ def fit_unet(films:Films, # all films, with truth; the training and the validati
             ) -> Scorer:
     "The ceiling: a U-Net trained on outlines, the best epoch by validation Dice. Nobody with image labels alone can have it."
     if films.truth is None: raise LazysegError("These films come without outlines: leave the method 'supervised U-Net' out.")
-    learn_on, valid = part(films, 'train'), part(films, 'valid')
+    known = films.table.get('has_truth', pd.Series(True, films.table.index)).to_numpy(bool) # what nobody outlined is not without disease
+    for split in ('train', 'valid'):
+        if not (known & films.table.diseased & (films.table.split == split)).any():
+            raise LazysegError(f"No diseased film of the split {split!r} has an outline: leave the method 'supervised U-Net' out.")
+    learn_on, valid = (part(films if known.all() else films[known], split) for split in ('train', 'valid'))
     best = KeepBest('dice')
     model = train(partial(UNet, width), ArrayLoader(learn_on.film, learn_on.truth, bs=16, train=True), outline_loss, epochs, 3e-3, seed,
                   ArrayLoader(valid.film, valid.truth, bs=64), metrics=PixelDice(), cbs=best)

@@ -422,9 +422,13 @@ def sensitivity_by_marked_area(m:Measured, # one method
                              sensitivity=(true[outlined]/true[outlined,:1]).mean(0) if outlined.any() else np.nan))
 
 # %% ../nbs/05_evaluation.ipynb #50d47834
+def _outlined(table): # of a `Measured`
+    if 'dice' not in table: raise LazysegError("These films were measured without outlines: there is no Dice to draw, or to order films by.")
+
 def curves_figure(methods:dict, # {method: Measured}, on the same films
                  ): # matplotlib Figure
     "Precision against recall, and sensitivity against the marked area of healthy films, with the frozen operating points as dots."
+    for m in methods.values(): _outlined(m.table)
     fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.1), layout='constrained')
     for (name, m), colour in zip(methods.items(), plt.get_cmap('viridis')(np.linspace(0, .9, len(methods)))):
         pr, sens = precision_recall(m), sensitivity_by_marked_area(m)
@@ -445,6 +449,7 @@ def pick_cases(table:pd.DataFrame, # `Measured.table`
                n:int=3, # films of each kind
               ) -> dict: # {'best'|'median'|'worst'|'most marked healthy': rows}
     "Films by rule: by Dice among the outlined diseased ones, by marked area among the healthy ones; ties in the table's order."
+    _outlined(table)
     ranked = table.reset_index(drop=True)
     by_dice = ranked[ranked.diseased & ranked.dice.notna()].sort_values('dice', ascending=False, kind='stable').index.to_numpy()
     start = max(0, (len(by_dice)-n)//2)

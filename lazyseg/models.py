@@ -170,7 +170,7 @@ class Head(nn.Module):
              out, # (B, 2, H, W): x and y before `tanh`
              reach, # largest displacement along x and y, in pixels of the film
             ) -> Counterpart:
-        flow = integrate(reach * out.tanh(), self.halvings)
+        flow = integrate(reach * out.float().tanh(), self.halvings) # 16 bits cannot say at which pixel of a wide film
         return Counterpart(warp(film, flow), flow=flow)
 
 # %% ../nbs/02_models.ipynb #c7ecf477

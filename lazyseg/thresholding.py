@@ -311,6 +311,7 @@ def threshold_otsu_above_healthy(scores_healthy, # (N,H,W) scores of held-out he
     rule = f'Otsu on diseased films above the {100*quantile:g}% healthy level'
     point = OperatingPoint(0., smoothing, min_area, rule=rule, films=len(scores_healthy)+len(scores_diseased),
                            chosen_on=frozenset(patients))
+    if not len(scores_diseased): raise LazysegError("No diseased films to choose on: give some that were not trained on.")
     level = float(np.quantile(point.smooth(scores_healthy), quantile))
     left = point.smooth(scores_diseased)
     left = left[left > level]
@@ -322,6 +323,7 @@ def estimate_dice(scores_healthy, # (N,H,W) scores of held-out healthy films
                   steps=None, # (K,) thresholds, rising; None takes quantiles of both
                  ): # thresholds (K,), estimated pooled Dice (K,), estimated share of the diseased films that is disease
     "Dice at every threshold without an outline, as if the healthy part of a diseased film scored as healthy films do."
+    if not len(scores_diseased): raise LazysegError("No diseased films to choose on: give some that were not trained on.")
     healthy, diseased = (np.sort(np.asarray(s, np.float32).ravel()) for s in (scores_healthy, scores_diseased))
     steps = score_steps(np.concatenate([healthy, diseased])) if steps is None else np.asarray(steps, np.float32)
     below_h, below_d = (np.searchsorted(s, steps, side='right')/len(s) for s in (healthy, diseased))

@@ -457,6 +457,7 @@ def _restore(self:Checkpoint) -> int: # epochs that are done
         raise LazysegError(f"{self.path} belongs to an unfinished training with other settings. Run that one to its end, "
                            "delete the file, or give another folder (out).")
     self.learn.model.load_state_dict(state['model'])
+    self.learn.model.to(self.learn.dls.device) # fastai moves it when it fits, and what the optimiser remembers would stay behind
     if self.learn.opt is None: self.learn.create_opt()
     self.learn.opt.load_state_dict(state['optimiser'])
     if 'chance' in state: torch.set_rng_state(state['chance'])
@@ -558,7 +559,7 @@ def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, 
     kept, started, done, earlier = folder and Path(folder)/'pupil.pt', time.perf_counter(), 0, 0.
     choices = lambda lessons: json.dumps(asdict(m) | run | dict(book=BOOK_VERSION, lessons=lessons, outlined=0)) # those come later
     if kept and kept.exists():
-        state, pupil = read_state(kept), Outliner(m.width)
+        state, pupil = read_state(kept), Outliner(m.width).to(next(scorer.generator.parameters()).device)
         done = max((k for k in range(1, m.lessons + 1) if same_choices(state['choices'], choices(k))), default=0)
         if done:
             pupil.load_state_dict(state['pupil'])
@@ -584,8 +585,9 @@ def _corrected(scorer:PupilScorer, films, drawn, steps:int, m:Method, seed:int, 
     choices = json.dumps(asdict(m) | run | dict(book=BOOK_VERSION, drawn=outlines))
     state = read_state(kept) if kept and kept.exists() else {}
     if state and same_choices(state['choices'], choices):
-        better, earlier = PupilScorer(Outliner(m.width), scorer.teacher, scorer.name, state.get('overlap')), earlier + state['seconds']
-        better.pupil.load_state_dict(state['pupil'])
+        pupil = Outliner(m.width).to(next(scorer.generator.parameters()).device)
+        pupil.load_state_dict(state['pupil'])
+        better, earlier = PupilScorer(pupil, scorer.teacher, scorer.name, state.get('overlap')), earlier + state['seconds']
     else:
         better = correct(scorer, films, drawn, steps, seed, device, m.place)
         if kept: save_state(kept, dict(choices=choices, pupil=better.pupil.state_dict(), overlap=better.overlap,

@@ -152,10 +152,24 @@ def test_a_place_of_the_classifier_is_drawn_where_it_looks():
         assert abs(middle(seen) - middle(b.upsample(spot, film)[0])) < 1., stage
 
 
+def test_the_unet_learns_nothing_from_films_that_nobody_outlined(monkeypatch):
+    "A film without an outline is not a film without disease."
+    films, asked = blobs(32), []
+    first = films.table.groupby('split').diseased.transform(lambda sick: sick & (sick.cumsum() == 1)) # one outlined film in each part
+    films = Films(films.film, films.table.assign(has_truth=~films.table.diseased | first), truth=films.truth)
+    monkeypatch.setattr(b, 'train', lambda net, loader, *a, **k: asked.append(loader) or net())
+    monkeypatch.setattr(b, 'ArrayLoader', lambda film, truth, **k: asked.append(truth) or truth)
+    monkeypatch.setattr(b.KeepBest, 'said', lambda self: '')
+    b.fit_unet(films, width=4)
+    assert [int(t.any((1, 2)).sum()) for t in asked[:2]] == [1, 1] and [len(t) for t in asked[:2]] == [9, 5]
+
+
 def test_faults_say_what_is_missing():
     films = blobs(32)
     bare = Films(films.film, films.table)
     with pytest.raises(LazysegError, match='without outlines'): b.fit_unet(bare)
+    nobody = Films(films.film, films.table.assign(has_truth=~films.table.diseased), truth=films.truth)
+    with pytest.raises(LazysegError, match="'train' has an outline"): b.fit_unet(nobody)
     with pytest.raises(LazysegError, match='lung masks'): b.fit_lungs(bare)
     with pytest.raises(LazysegError, match='lung masks'): b.maps_of(b.fit_lungs(films), bare)
     with pytest.raises(LazysegError, match="'valid' holds no healthy film"):

@@ -7,7 +7,7 @@ from scipy.stats import bootstrap
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 
 from lazyseg.core import LazysegError
-from lazyseg.evaluation import (COLUMNS, as_text, ap_from_counts, auroc_from_counts, best_dice, boxes_to_masks, compare, dice, energy_in_box,
+from lazyseg.evaluation import (COLUMNS, as_text, ap_from_counts, auroc_from_counts, best_dice, boxes_to_masks, compare, curves_figure, dice, energy_in_box,
                                 evaluate, image_auroc, image_score, iou, label_only_criteria, lung_zones, marked_area, measure, metric_draws,
                                 paper_accuracy, patient_draws, pick_cases, pixel_auroc, pixel_average_precision, pointing_game, precision_recall,
                                 repeatability, results_table, sensitivity_by_marked_area, share_inside, summarise, zones_to_masks)
@@ -168,6 +168,9 @@ class TestCorners:
         r = evaluate(scores, None, diseased, patients, POINT, lungs=np.ones(scores.shape, bool), n_boot=20)
         assert 'dice' not in r and r['share_in_lungs']['value'] == 1 and r['image_auroc']['value'] is not None
         assert results_table({'m': r}).loc['m', 'image AUROC'].count('(') == 1
+        m = measure(scores, None, diseased, patients, POINT)
+        with pytest.raises(LazysegError, match='without outlines'): curves_figure({'m': m})
+        with pytest.raises(LazysegError, match='without outlines'): pick_cases(m.table)
 
     def test_no_film(self):
         with pytest.raises(LazysegError, match='one film at least'): evaluate(np.zeros((0, 4, 4)), None, [], [], POINT)

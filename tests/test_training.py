@@ -137,6 +137,18 @@ def knows(films):
     return lambda x: torch.stack([torch.from_numpy(truth[(f * 255).round().byte().numpy().tobytes()].astype("float32")) for f in x[:, 0]])
 
 
+def test_what_is_taken_up_again_lies_where_the_weights_lie(tmp_path, monkeypatch):
+    "The optimiser's state goes to the device of the weights at the moment it is loaded, so the weights have to be there first; a kept pupil goes to its teacher."
+    films, order = get_films(get_source("phantom", disease="pneumonia", n=60, size=32, severity=.8), 32), []
+    monkeypatch.setattr(PupilScorer, "__call__", lambda self, x: knows(films)(x)*(.5 + self.pupil(x).sigmoid()[:, 0].detach()/2))
+    run = lambda: fit_method(films, "lazyseg", "smoke", epochs=1, folder=tmp_path, lessons=1, **TINY)
+    first, move, fill = run(), torch.nn.Module.to, torch.optim.Optimizer.load_state_dict
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *a, **k: order.append(type(self).__name__) or move(self, *a, **k))
+    monkeypatch.setattr(torch.optim.Optimizer, "load_state_dict", lambda self, state: order.append("state") or fill(self, state))
+    assert same_weights(run().pupil, first.pupil)
+    assert order.index("Translator") < order.index("state") and "Outliner" in order
+
+
 def test_lessons_go_on_where_they_stopped(tmp_path, monkeypatch):
     "Each lesson is taught once, by the pupil of the one before, and a run that was stopped between two ends with the same bits."
     films = get_films(get_source("phantom", disease="pneumonia", n=60, size=32, severity=.8), 32)
