@@ -106,10 +106,15 @@ def to_reports(text):
     return text.replace("](../reports/", "](reports/")
 
 
+def to_sections(text):
+    "Links to sections: JupyterLab keeps the case of a heading, the site does not."
+    return re.sub(r"\]\(((?:\w+\.ipynb)?#)([^)\s]+)\)", lambda m: f"]({m[1]}{m[2].lower()})", text)
+
+
 def tidy_chapter(path, names):
     book = read(path)
     for cell in book.cells:
-        if cell.cell_type == "markdown": cell.source = to_reports(link_names(cell.source, names))
+        if cell.cell_type == "markdown": cell.source = to_reports(link_names(to_sections(cell.source), names))
         if cell.cell_type != "code": continue
         if "#| code-fold: show" in cell.source: fold(cell)
         fold_imports(cell)

@@ -1,6 +1,7 @@
 """What is shown to others: notebooks name nobody's disk, be it in an output, a parameter or a source, and hold no errors."""
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,21 @@ def test_a_notebook_names_no_place_and_shows_no_fault(book):
     for part in [read["metadata"], *read["cells"]]: # metadata holds papermill's parameters and paths
         for place in ("site-packages", "/home/", "/root/", "/tmp/", str(ROOT)):
             assert place not in json.dumps(part), f"{book.name} names {place!r} in {json.dumps(part)[:300]}"
+
+
+def markdown(book):
+    return ["".join(c["source"]) for c in json.loads(book.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown"]
+
+
+def test_links_to_sections_arrive_in_jupyterlab():
+    "There a heading is called by its words, joined and in their case; tests/docs.py makes small letters of it for the site."
+    lost, found = [], 0
+    for book in ROOT.glob("nbs/*.ipynb"):
+        for name, place in re.findall(r"\]\((\w+\.ipynb)?#([^)\s]+)\)", "\n".join(markdown(book))):
+            there = {h.replace("`", "").replace(" ", "-") for h in re.findall(r"(?m)^#+ (.+?) *$", "\n".join(markdown(book.parent/name if name else book)))}
+            found += 1
+            if place not in there: lost.append(f"{book.name}: {name}#{place}")
+    assert found >= 7 and not lost, lost
 
 
 CHAPTERS = [b for b in BOOKS if b.parent.name in ("nbs", "solutions") and b.name[:2].isdigit() or b.name == "index.ipynb"]
