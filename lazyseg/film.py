@@ -70,6 +70,20 @@ def _read_dicom(path:str|Path):
         raise LazysegError(f"is a colour picture ({data.get('PhotometricInterpretation')}), not a radiograph.")
     return data
 
+# %% ../nbs/00a_film.ipynb #16823e8b
+def _stored_values(data) -> np.ndarray: # (rows, columns) whole numbers, in this machine's order of bytes
+    "The pixels as the numbers that the detector gave, wherever in their bytes they stand."
+    from pydicom.pixels import pixel_array
+    bits, top = int(data.get('BitsStored') or 0), int(data.get('HighBit') or 0)
+    high_up = 1 <= bits <= top < data.BitsAllocated
+    pixels = pixel_array(data, correct_unused_bits=False) if high_up else data.pixel_array
+    pixels = pixels.astype(pixels.dtype.newbyteorder('='), copy=False)
+    if not high_up: return pixels
+    room = 8*pixels.itemsize
+    below, above = (pixels & 2**(top + 1 - bits) - 1).any(), (pixels << room - bits >> room - bits != pixels).any()
+    if below and not above: return pixels # the numbers stand at the lower end, whatever the header says
+    return pixels << room - 1 - top >> room - bits
+
 # %% ../nbs/00a_film.ipynb #4fc0893b
 def _dicom_grey(path:str|Path) -> np.ndarray: # (H, W) float32, 0..1
     "A DICOM film as brightness: rescaled, windowed, white on black, its pixels square."
@@ -78,7 +92,7 @@ def _dicom_grey(path:str|Path) -> np.ndarray: # (H, W) float32, 0..1
     if extra > 2:
         raise LazysegError(f"holds {extra} bytes more than {data.Columns} x {data.Rows} pixels: "
                            "its size is not what it says.") # or it would be read askew
-    pixels = data.pixel_array
+    pixels = _stored_values(data)
     if pixels.shape != (data.Rows, data.Columns):
         raise LazysegError(f"claims {data.Columns} x {data.Rows} pixels and holds {' x '.join(map(str, pixels.shape[::-1]))}.")
     if pixels.dtype.kind not in 'iu' or pixels.itemsize > 2:
@@ -93,8 +107,9 @@ def _look_up(values:np.ndarray, # whole numbers
             ) -> np.ndarray: # what the table gives for each value; for those beyond its ends, what stands at the end
     "DICOM's tables: how many entries, the value of the first, and the bits of each."
     n, first, bits = (int(o) for o in table.LUTDescriptor)
+    deep = '>u2' if table.original_encoding[1] is False else '<u2' # which of two bytes comes first
     entries = (table.LUTData if not isinstance(table.LUTData, bytes) else
-               np.frombuffer(table.LUTData, '<u2' if len(table.LUTData) >= 2*(n or 65536) else 'u1'))
+               np.frombuffer(table.LUTData, deep if len(table.LUTData) >= 2*(n or 65536) else 'u1'))
     entries = np.asarray(entries)[:n or 65536]
     if len(entries) < (n or 65536): raise LazysegError("has a table of grey values that is cut short.")
     return entries[(values.astype(np.int64) - first).clip(0, len(entries) - 1)].astype(float)

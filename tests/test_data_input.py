@@ -77,6 +77,38 @@ class TestDicom:
         ds.save_as(tmp_path/'b.dcm')
         assert (read_film(tmp_path/'a.dcm') == read_film(tmp_path/'b.dcm')).all()
 
+    def resaved(self, path, order='<', **tags):
+        "The same film with its numbers' bytes in another order, and other tags."
+        pydicom = pytest.importorskip('pydicom')
+        ds = pydicom.dcmread(path)
+        pixels = ds.pixel_array
+        for table in ds.get('VOILUTSequence', []): table.add_new((0x0028, 0x3006), 'OW', np.array(table.LUTData).astype(order + 'u2').tobytes())
+        meta, big = pydicom.dataset.FileMetaDataset(ds.file_meta), order == '>'
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian if big else pydicom.uid.ExplicitVRLittleEndian
+        out = pydicom.dataset.FileDataset('', dict(ds.items()), file_meta=meta, preamble=bytes(128), is_implicit_VR=False, is_little_endian=not big)
+        out.add_new((0x7FE0, 0x0010), 'OW', pixels.astype(order + pixels.dtype.str[1:]).tobytes())
+        for k, v in tags.items(): setattr(out, k, v)
+        out.save_as(path.with_suffix('.other'), enforce_file_format=True)
+        return path.with_suffix('.other')
+
+    @pytest.mark.parametrize('tags', [{}, dict(PixelRepresentation=1), dict(WindowCenter=2000, WindowWidth=900), dict(VOILUTSequence=True)])
+    def test_bytes_in_the_other_order_are_the_same_film(self, tmp_path, tags):
+        "Such pixels were read as noise."
+        if 'VOILUTSequence' in tags: tags = dict(VOILUTSequence=tables(np.arange(4096)[::-1]*16, 16))
+        path = dicom(tmp_path/'a.dcm', RAMP - 2048*('PixelRepresentation' in tags), **tags)
+        assert read_film(path).std() > .1 and (read_film(self.resaved(path, '>')) == read_film(path)).all()
+
+    @pytest.mark.parametrize('signed', [0, 1])
+    @pytest.mark.parametrize('top', [15, 13, 11])
+    def test_numbers_at_the_upper_end_of_their_bytes_are_the_same_film(self, tmp_path, signed, top):
+        "12 bits, of which the highest is the 15th, lost their upper four."
+        values = RAMP.astype(np.int64) - 2048*signed
+        film = read_film(dicom(tmp_path/'a.dcm', values, PixelRepresentation=signed))
+        for around in (0, 2**(top - 11) - 1, 1 << top + 1 & 0xffff): # what else is in those 16 bits is no part of the number
+            moved = read_film(dicom(tmp_path/'b.dcm', values*2**(top - 11) + around, PixelRepresentation=signed, HighBit=top))
+            assert (moved == film).all(), around
+        assert (read_film(self.resaved(tmp_path/'a.dcm', HighBit=15)) == film).all() # a header that is wrong about its pixels
+
     def test_signed_films(self, tmp_path):
         film = read_film(dicom(tmp_path/'a.dcm', (RAMP - 2048).astype('<i2'), PixelRepresentation=1))
         assert np.abs(film - RAMP/4095).max() < 1e-4
