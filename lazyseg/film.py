@@ -114,18 +114,27 @@ def _look_up(values:np.ndarray, # whole numbers
     if len(entries) < (n or 65536): raise LazysegError("has a table of grey values that is cut short.")
     return entries[(values.astype(np.int64) - first).clip(0, len(entries) - 1)].astype(float)
 
+# %% ../nbs/00a_film.ipynb #a8389ec6
+def _says(data, *names) -> bool:
+    "Whether a header gives all of these, and none is empty."
+    return all(data.get(o) not in (None, '') for o in names)
+
 # %% ../nbs/00a_film.ipynb #ad89743a
 def _dicom_shades(data, kind:np.dtype) -> np.ndarray: # float32 0..1, at the place of each stored value (negative ones counted from the end)
     "The brightness of every value that the pixels can hold: what is not linear, or is turned over, is so here."
     from pydicom.pixels import apply_rescale, apply_windowing
     values = np.arange(np.iinfo(kind).min, np.iinfo(kind).max + 1).astype(kind)
     low, high = _dicom_range(data)
-    units = _look_up(values, data.ModalityLUTSequence[0]) if data.get('ModalityLUTSequence') else apply_rescale(values, data)
-    shown = _look_up(np.floor(units), data.VOILUTSequence[0]) if data.get('VOILUTSequence') else apply_windowing(units, data)
+    scaled, windowed = _says(data, 'RescaleSlope', 'RescaleIntercept'), _says(data, 'WindowCenter', 'WindowWidth')
+    if 'VOILUTFunction' in data and not _says(data, 'VOILUTFunction'): del data.VOILUTFunction
+    units = (_look_up(values, data.ModalityLUTSequence[0]) if data.get('ModalityLUTSequence') else
+             apply_rescale(values, data) if scaled else values)
+    shown = (_look_up(np.floor(units), data.VOILUTSequence[0]) if data.get('VOILUTSequence') else
+             apply_windowing(units, data) if windowed else units)
     grey = (shown - low)/max(high - low, 1e-6)
     if data.PhotometricInterpretation == 'MONOCHROME1': grey = 1 - grey
-    if data.get('PixelPaddingValue') is not None:
-        ends = int(data.PixelPaddingValue), int(data.get('PixelPaddingRangeLimit', data.PixelPaddingValue))
+    if _says(data, 'PixelPaddingValue'):
+        ends = [int(data[o].value) for o in ('PixelPaddingValue','PixelPaddingRangeLimit') if _says(data, o)]
         grey[(values >= min(ends)) & (values <= max(ends))] = 0
     if not np.isfinite(grey).all(): raise LazysegError("has a scale or a window that is not a number.")
     return np.roll(grey.clip(0, 1), np.iinfo(kind).min).astype(np.float32)
@@ -139,7 +148,7 @@ def _dicom_range(data) -> tuple: # (black, white) in the units that the window l
     if not 1 <= bits <= 16: raise LazysegError(f"claims {bits} bits a pixel.")
     low, high = (-2**(bits-1), 2**(bits-1) - 1) if signed else (0, 2**bits - 1)
     slope, shift = ((float(data.get(o, d)) for o, d in (('RescaleSlope', 1), ('RescaleIntercept', 0)))
-                    if 'RescaleSlope' in data and 'RescaleIntercept' in data else (1, 0))
+                    if _says(data, 'RescaleSlope', 'RescaleIntercept') else (1, 0))
     return tuple(sorted((low*slope + shift, high*slope + shift)))
 
 # %% ../nbs/00a_film.ipynb #71c59d6f

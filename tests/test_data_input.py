@@ -45,6 +45,16 @@ class TestDicom:
     def test_one_half_of_a_rescaling_is_none(self, tmp_path):
         assert np.abs(read_film(dicom(tmp_path/'a.dcm', RAMP, RescaleSlope=2)) - RAMP/4095).max() < 1e-4
 
+    @pytest.mark.parametrize('tags', [dict(WindowCenter=None, WindowWidth=None), dict(WindowCenter='', WindowWidth=''), dict(WindowCenter=2000), dict(WindowCenter=None, WindowWidth=900),
+                                      dict(RescaleSlope=None, RescaleIntercept=None), dict(RescaleSlope=None, RescaleIntercept=0, WindowCenter=None), dict(PixelPaddingValue=None, VOILUTFunction='')])
+    def test_what_is_named_and_left_empty_is_not_there(self, tmp_path, tags):
+        assert (read_film(dicom(tmp_path/'a.dcm', RAMP, **tags)) == read_film(dicom(tmp_path/'b.dcm', RAMP))).all()
+
+    def test_what_is_left_empty_beside_a_window_or_a_padding(self, tmp_path):
+        window, padding = dict(WindowCenter=2000, WindowWidth=900), dict(PixelPaddingValue=200)
+        assert (read_film(dicom(tmp_path/'a.dcm', RAMP, VOILUTFunction='', **window)) == read_film(dicom(tmp_path/'b.dcm', RAMP, **window))).all()
+        assert (read_film(dicom(tmp_path/'a.dcm', RAMP, PixelPaddingRangeLimit=None, **padding)) == read_film(dicom(tmp_path/'b.dcm', RAMP, **padding))).all()
+
     @pytest.mark.parametrize('photo', ['MONOCHROME1', 'MONOCHROME2'])
     def test_padding_is_black(self, tmp_path, photo):
         film = read_film(dicom(tmp_path/'a.dcm', RAMP.clip(200), PhotometricInterpretation=photo, PixelPaddingValue=200, PixelPaddingRangeLimit=300))
