@@ -97,7 +97,7 @@ def _dicom_grey(path:str|Path) -> np.ndarray: # (H, W) float32, 0..1
         raise LazysegError(f"claims {data.Columns} x {data.Rows} pixels and holds {' x '.join(map(str, pixels.shape[::-1]))}.")
     if pixels.dtype.kind not in 'iu' or pixels.itemsize > 2:
         raise LazysegError("stores more than 16 bits a pixel, or fractions: not a radiograph.")
-    film = _dicom_shades(data, pixels.dtype)[pixels.view(f'u{pixels.itemsize}')]
+    film = _dicom_shades(data, pixels)[pixels.view(f'u{pixels.itemsize}')]
     shape = square_shape(data, *film.shape)
     return film if shape == film.shape else resize(film, *shape).clip(0, 1)
 
@@ -120,28 +120,33 @@ def _says(data, *names) -> bool:
     return all(data.get(o) not in (None, '') for o in names)
 
 # %% ../nbs/00a_film.ipynb #ad89743a
-def _dicom_shades(data, kind:np.dtype) -> np.ndarray: # float32 0..1, at the place of each stored value (negative ones counted from the end)
+def _dicom_shades(data, pixels:np.ndarray) -> np.ndarray: # float32 0..1, at the place of each value (negative ones counted from the end)
     "The brightness of every value that the pixels can hold: what is not linear, or is turned over, is so here."
     from pydicom.pixels import apply_rescale, apply_windowing
-    values = np.arange(np.iinfo(kind).min, np.iinfo(kind).max + 1).astype(kind)
-    low, high = _dicom_range(data)
+    kind = np.iinfo(pixels.dtype)
+    values = np.arange(kind.min, kind.max + 1).astype(pixels.dtype)
+    padding = np.zeros(len(values), bool)
+    if _says(data, 'PixelPaddingValue'):
+        ends = [int(data[o].value) for o in ('PixelPaddingValue','PixelPaddingRangeLimit') if _says(data, o)]
+        padding = (values >= min(ends)) & (values <= max(ends))
+    low, high = _dicom_range(data, values[np.isin(values, pixels) & ~padding])
     scaled, windowed = _says(data, 'RescaleSlope', 'RescaleIntercept'), _says(data, 'WindowCenter', 'WindowWidth')
     if 'VOILUTFunction' in data and not _says(data, 'VOILUTFunction'): del data.VOILUTFunction
     units = (_look_up(values, data.ModalityLUTSequence[0]) if data.get('ModalityLUTSequence') else
              apply_rescale(values, data) if scaled else values)
     shown = (_look_up(np.floor(units), data.VOILUTSequence[0]) if data.get('VOILUTSequence') else
              apply_windowing(units, data) if windowed else units)
-    grey = (shown - low)/max(high - low, 1e-6)
+    grey = (shown.astype(float) - low)/max(high - low, 1e-6)
     if data.PhotometricInterpretation == 'MONOCHROME1': grey = 1 - grey
-    if _says(data, 'PixelPaddingValue'):
-        ends = [int(data[o].value) for o in ('PixelPaddingValue','PixelPaddingRangeLimit') if _says(data, o)]
-        grey[(values >= min(ends)) & (values <= max(ends))] = 0
+    grey[padding] = 0
     if not np.isfinite(grey).all(): raise LazysegError("has a scale or a window that is not a number.")
-    return np.roll(grey.clip(0, 1), np.iinfo(kind).min).astype(np.float32)
+    return np.roll(grey.clip(0, 1), kind.min).astype(np.float32)
 
 # %% ../nbs/00a_film.ipynb #4df815c6
-def _dicom_range(data) -> tuple: # (black, white) in the units that the window leaves
-    "What black and white are after windowing: the range of the stored bits, rescaled, or of the table that replaces a window."
+def _dicom_range(data, used:np.ndarray, # the values that pixels have, without padding
+                ) -> tuple: # (black, white) in the units that the window leaves
+    """What black and white are after windowing: the range of the stored bits, rescaled, or of the table that replaces a window.
+    Where a header says none of these, what they are in a PNG: the stored bits are often more than the pixels use."""
     table = (data.get('VOILUTSequence') or data.get('ModalityLUTSequence') or [None])[0]
     if table is not None: return 0, 2**int(table.LUTDescriptor[2]) - 1
     bits, signed = int(data.BitsStored), int(data.PixelRepresentation)
@@ -149,7 +154,8 @@ def _dicom_range(data) -> tuple: # (black, white) in the units that the window l
     low, high = (-2**(bits-1), 2**(bits-1) - 1) if signed else (0, 2**bits - 1)
     slope, shift = ((float(data.get(o, d)) for o, d in (('RescaleSlope', 1), ('RescaleIntercept', 0)))
                     if _says(data, 'RescaleSlope', 'RescaleIntercept') else (1, 0))
-    return tuple(sorted((low*slope + shift, high*slope + shift)))
+    plain = (slope, shift) == (1, 0) and not _says(data, 'WindowCenter', 'WindowWidth') and used.min(initial=0) >= 0
+    return (0, min(int(full_scale(used)), high)) if plain else tuple(sorted((low*slope + shift, high*slope + shift)))
 
 # %% ../nbs/00a_film.ipynb #71c59d6f
 def square_shape(data, # the film's DICOM header, or a dict with the same names

@@ -45,6 +45,31 @@ class TestDicom:
     def test_one_half_of_a_rescaling_is_none(self, tmp_path):
         assert np.abs(read_film(dicom(tmp_path/'a.dcm', RAMP, RescaleSlope=2)) - RAMP/4095).max() < 1e-4
 
+    @pytest.mark.parametrize('photo', ['MONOCHROME1', 'MONOCHROME2'])
+    @pytest.mark.parametrize('bits, top', [(12, 200), (12, 1000), (12, 4000), (16, 200), (16, 1000), (16, 4000), (16, 16000), (16, 60000)])
+    def test_the_same_numbers_are_the_same_film_in_a_png(self, tmp_path, photo, bits, top):
+        "10 bits in a DICOM file that speaks of 16 came out black."
+        numbers = (RAMP/4095*top).round().astype(np.uint16)
+        Image.fromarray(numbers).save(tmp_path/'a.png')
+        film = read_film(tmp_path/'a.png')
+        for tags in ({}, dict(RescaleSlope=1, RescaleIntercept=0), dict(PixelPaddingValue=2**bits - 1)):
+            read = read_film(dicom(tmp_path/'a.dcm', np.where(RAMP == 4095, 2**bits - 1, numbers) if 'PixelPaddingValue' in tags else numbers, BitsStored=bits, HighBit=bits - 1, PhotometricInterpretation=photo, **tags))
+            shown = (RAMP < 4095) | ('PixelPaddingValue' not in tags)
+            assert np.abs(read - (film if photo == 'MONOCHROME2' else 1 - film))[shown].max() < 1e-6 and (shown | (read == 0)).all()
+
+    @pytest.mark.parametrize('signed', [0, 1])
+    @pytest.mark.parametrize('bits', [8, 9, 11, 12, 13, 15, 16])
+    def test_white_is_what_the_stored_bits_can_hold_where_pixels_use_them(self, tmp_path, bits, signed):
+        low, high = (-2**(bits - 1), 2**(bits - 1) - 1) if signed else (0, 2**bits - 1)
+        numbers = np.linspace(low + signed, low + (high - low)*.51 + 1, 32*32).reshape(32, 32).round()
+        film = read_film(dicom(tmp_path/'a.dcm', numbers, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=signed))
+        assert (film == ((numbers - low)/(high - low)).astype(np.float32)).all()
+
+    def test_a_rescaled_or_windowed_film_keeps_the_scale_of_its_stored_bits(self, tmp_path):
+        film = dicom(tmp_path/'a.dcm', RAMP//4, RescaleSlope=2, RescaleIntercept=0)
+        assert np.abs(read_film(film) - RAMP//4/4095).max() < 1e-6
+        assert read_film(dicom(tmp_path/'b.dcm', RAMP//4, WindowCenter=512, WindowWidth=1024)).max() == 1
+
     @pytest.mark.parametrize('tags', [dict(WindowCenter=None, WindowWidth=None), dict(WindowCenter='', WindowWidth=''), dict(WindowCenter=2000), dict(WindowCenter=None, WindowWidth=900),
                                       dict(RescaleSlope=None, RescaleIntercept=None), dict(RescaleSlope=None, RescaleIntercept=0, WindowCenter=None), dict(PixelPaddingValue=None, VOILUTFunction='')])
     def test_what_is_named_and_left_empty_is_not_there(self, tmp_path, tags):
