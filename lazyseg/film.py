@@ -223,10 +223,20 @@ def films_below(folder:Path, # that holds films, and folders of films
 
 def read_mask(path:str|Path, # as for `read_film`
              ) -> np.ndarray: # (H, W) bool
-    """A mask at its full size: what is above a quarter of its file's brightest pixel.
-    So a file may write 1 or 255 for yes, number its regions, or be a JPEG."""
+    """A mask at its full size: what is above a quarter of its file's brightest pixel; so a file may write 1 or 255 for yes, or be a JPEG.
+    Where the largest number is 32 at most, and none was changed by packing, the file may number its regions: all above 0 is meant."""
     mask = read_film(path)
-    return mask > mask.max()/4
+    numbered = mask.max()*255 < 32.5 and _keeps_numbers(path) # numbers up to 255 are read as their 255th part
+    return mask > (0 if numbered else mask.max()/4)
+
+def _keeps_numbers(path:str|Path) -> bool:
+    "Whether a file gives back the very numbers that were put into it."
+    with open(path, 'rb') as f: head = f.read(132)
+    if is_dicom(path, head):
+        import pydicom
+        return not pydicom.dcmread(path, force=True, stop_before_pixels=True).file_meta.TransferSyntaxUID.is_compressed
+    with Image.open(path, formats=_FORMATS) as image:
+        return image.format in ('PNG','BMP') or image.format == 'TIFF' and image.info.get('compression') not in ('jpeg','tiff_jpeg','webp')
 
 def is_dicom(path, # the file's path or name; only its ending counts
              head:bytes, # the first 132 bytes of the file

@@ -19,6 +19,7 @@ from PIL import Image
 from lazyseg import data
 from lazyseg.core import LazysegError
 from lazyseg.data import draw_shapes, get_films, get_source, make_view, pick_rows, read_csv, read_film, read_text, unpaired_loaders
+from lazyseg.film import read_mask
 from test_data import dicom, own_cache, picture, table_of  # noqa: F401 (own_cache is a fixture)
 
 RAMP = np.linspace(0, 4095, 32*32).reshape(32, 32).round()
@@ -198,6 +199,47 @@ class TestPictures:
             for deep in (False, True):
                 Image.fromarray(np.ascontiguousarray(stored.astype(np.uint16)*257 if deep else stored)).save(tmp_path/'a.png', exif=note)
                 assert np.abs(read_film(tmp_path/'a.png')*255 - film).max() < .01, (way, deep)
+
+
+class TestMasks:
+    REGIONS = np.kron(np.arange(64).reshape(8, 8), np.ones((8, 8), int)) # 64 squares of 8 x 8 pixels, numbered from 0
+
+    @pytest.mark.parametrize('kind', ['png', 'bmp', 'tif', '16 bit png', '32 bit tif', 'colour png', 'palette png', 'dicom'])
+    @pytest.mark.parametrize('n', [1, 2, 3, 4, 5, 32])
+    def test_a_mask_may_number_its_regions(self, tmp_path, kind, n):
+        "The first of four was lost."
+        numbers = self.REGIONS*(self.REGIONS <= n)
+        ending, deep = kind.split()[-1], dict({'16': np.uint16, '32': np.int32}).get(kind[:2], np.uint8)
+        if kind == 'dicom': path = dicom(tmp_path/'a.dcm', numbers)
+        else:
+            image = Image.fromarray(numbers.astype(deep))
+            if kind == 'colour png': image = image.convert('RGB')
+            if kind == 'palette png': image = image.convert('P')
+            path = tmp_path/f'a.{ending}'; image.save(path)
+        assert (read_mask(path) == (numbers > 0)).all()
+
+    @pytest.mark.parametrize('values, white', [((0, 10, 40, 100), 40), ((0, 1, 33), 33), ((0, 63, 64, 255), 64)])
+    def test_greys_are_no_numbers_of_regions(self, tmp_path, values, white):
+        mask = np.array(values)[self.REGIONS % len(values)].astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path/'a.png')
+        assert (read_mask(tmp_path/'a.png') == (mask >= white)).all()
+
+    @pytest.mark.parametrize('kind, how', [('JPEG', {}), ('TIFF', dict(compression='jpeg')), ('WEBP', {})])
+    def test_the_noise_of_packing_is_no_region(self, tmp_path, kind, how):
+        "Which picture a file holds is seen from its bytes, whatever its name says."
+        mask = np.where(self.REGIONS % 2, 20, 0).astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path/'a.png', kind, **how)
+        film = read_film(tmp_path/'a.png')
+        assert (read_mask(tmp_path/'a.png') == (film > film.max()/4)).all()
+
+    @pytest.mark.parametrize('yes', [1, 255])
+    def test_yes_and_no_stay_what_they_were(self, tmp_path, yes):
+        mask = (self.REGIONS % 2*yes).astype(np.uint8)
+        for ending in ('png', 'bmp', 'tif', 'jpg', 'webp'):
+            Image.fromarray(mask).save(tmp_path/f'a.{ending}')
+            film = read_film(tmp_path/f'a.{ending}')
+            assert (read_mask(tmp_path/f'a.{ending}') == (film > film.max()/4)).all(), ending
+            if ending in ('png', 'bmp', 'tif'): assert (read_mask(tmp_path/f'a.{ending}') == (mask > 0)).all()
 
 
 class TestTables:
