@@ -303,9 +303,10 @@ def level_lungs(film:np.ndarray, # (H, W) 0..1
                 lungs:np.ndarray, # (H, W) bool
                 low:float=2, # percentile inside the lungs that becomes 0.1
                 high:float=98, # percentile inside the lungs that becomes 0.9
+                by:np.ndarray=None, # (H, W) 0..1, the film whose percentiles they are: `film` itself when None
                ) -> np.ndarray: # (H, W) float32 0..1
     "Stretch the grey values so that the lungs use most of the scale, however the film was exposed."
-    a, b = np.percentile(film[lungs], [low, high])
+    a, b = np.percentile((film if by is None else by)[lungs], [low, high])
     return ((film - a)/max(b - a, 1/255)*.8 + .1).clip(0, 1).astype(np.float32)
 
 # %% ../nbs/00a_film.ipynb #61e4e3ec
@@ -409,7 +410,7 @@ def follow(image:np.ndarray, # (H, W)
 VIEWS = ('film','crop','aligned','lungs')
 
 # %% ../nbs/00a_film.ipynb #78d57085
-def make_view(parts:dict, # film (H, W) float 0..1; truth and lungs (H, W) bool where known
+def make_view(parts:dict, # film (H, W) 0..1; where known its twin, and truth and lungs (H, W) bool
               height:int, # of the result, in pixels
               width:int, # of the result, in pixels
               view:str='film', # 'film': all of it; 'crop': round the lungs; 'aligned': their box fills the view; 'lungs': their outline too
@@ -425,7 +426,7 @@ def make_view(parts:dict, # film (H, W) float 0..1; truth and lungs (H, W) bool 
             raise LazysegError(f"view={view!r} needs a lung mask and this film has none: choose films that have one, or view='film'.")
         if not lungs.any():
             raise LazysegError(f"view={view!r} needs a lung mask and this film's is empty: leave the film out, or use view='film'.")
-        parts = parts | dict(film=level_lungs(parts['film'], lungs))
+        parts = parts | {o: level_lungs(parts[o], lungs, by=parts['film']) for o in ('film','twin') if o in parts} # by one stretch
     if view == 'lungs': take, grid = None, pull_grid(lungs, height, width)
     elif view == 'aligned': take = lung_box(lungs, .04)
     elif view == 'crop': take = crop_box(lungs, width/height)

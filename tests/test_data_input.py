@@ -242,6 +242,20 @@ class TestMasks:
             if ending in ('png', 'bmp', 'tif'): assert (read_mask(tmp_path/f'a.{ending}') == (mask > 0)).all()
 
 
+@pytest.mark.parametrize('view', ['film', 'crop', 'aligned', 'lungs'])
+def test_a_twin_differs_from_its_film_where_the_disease_is_and_nowhere_else(view):
+    "Films were levelled and their twins were not, so they differed all over."
+    rng = np.random.default_rng(0)
+    film, lungs, truth = rng.random((80, 80), np.float32)*.3 + .4, np.zeros((80, 80), bool), np.zeros((80, 80), bool)
+    lungs[10:70, 10:35] = lungs[10:70, 45:70] = truth[30:45, 15:30] = True
+    twin = np.where(truth, film - .2, film)
+    seen, alone = (make_view(parts, 32, 32, view) for parts in (dict(film=film, twin=twin, lungs=lungs, truth=truth), dict(film=film, lungs=lungs)))
+    differ = seen['film'].astype(int) - seen['twin']
+    assert (seen['film'] == alone['film']).all() and differ[seen['truth'] > 0].mean() > (50 if view == 'film' else 100)*.9
+    far = np.ones((32, 32), bool); far[(rows := np.flatnonzero(seen['truth'].any(1)))[0] - 2:rows[-1] + 3, (columns := np.flatnonzero(seen['truth'].any(0)))[0] - 2:columns[-1] + 3] = False
+    assert far.sum() > 500 and not differ[far].any()
+
+
 class TestTables:
     def test_paths_written_on_windows(self, tmp_path):
         table = table_of(tmp_path/'films')
