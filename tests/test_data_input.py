@@ -19,7 +19,7 @@ from PIL import Image
 from lazyseg import data
 from lazyseg.core import LazysegError
 from lazyseg.data import draw_shapes, get_films, get_source, make_view, pick_rows, read_csv, read_film, read_text, unpaired_loaders
-from lazyseg.film import read_mask
+from lazyseg.film import film_stem, is_film, read_mask
 from test_data import dicom, own_cache, picture, table_of  # noqa: F401 (own_cache is a fixture)
 
 RAMP = np.linspace(0, 4095, 32*32).reshape(32, 32).round()
@@ -240,6 +240,13 @@ class TestMasks:
             film = read_film(tmp_path/f'a.{ending}')
             assert (read_mask(tmp_path/f'a.{ending}') == (film > film.max()/4)).all(), ending
             if ending in ('png', 'bmp', 'tif'): assert (read_mask(tmp_path/f'a.{ending}') == (mask > 0)).all()
+
+
+@pytest.mark.parametrize('name, stem', [('a.png', 'a'), ('A.B.JPEG', 'A.B'), ('a', 'a'), ('1.2.840.113619.2.5.10.0', '1.2.840.113619.2.5.10.0'), ('1.2.3.dcm', '1.2.3'), ('scan.001', 'scan.001'), ('.hidden', '.hidden')])
+def test_a_films_name_without_its_ending(tmp_path, name, stem):
+    assert film_stem(name) == film_stem(tmp_path/name) == stem
+    (tmp_path/name).write_bytes(bytes(128) + b'DICM')
+    assert is_film(tmp_path/name) == (not name.startswith('.'))
 
 
 @pytest.mark.parametrize('view', ['film', 'crop', 'aligned', 'lungs'])
