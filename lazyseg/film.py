@@ -13,7 +13,7 @@ import math, os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from scipy import ndimage
 
 from .core import LazysegError, one_of
@@ -59,12 +59,18 @@ def _read_dicom(path:str|Path):
     "A DICOM film's header and pixels, refused where it is not one grey picture of a sensible size."
     try: import pydicom
     except ImportError as e: raise LazysegError("is DICOM, which needs pydicom: pip install 'lazyseg[dicom]'.") from e
-    kind = pydicom.filereader.read_file_meta_info(path).get('TransferSyntaxUID')
+    with open(path, 'rb') as f:
+        marked = pydicom.filereader.read_preamble(f, force=True) is not None # some devices leave the mark out
+        about = (pydicom.filereader.read_file_meta_info(path) if marked else
+                 pydicom.filereader.read_dataset(f, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)) # what stands before the film
+    kind = about.get('TransferSyntaxUID')
+    if not kind:
+        raise LazysegError("is no DICOM film: it doesn't say how its pixels are stored (transfer syntax). Save it anew, as DICOM or PNG.")
     if kind == pydicom.uid.DeflatedExplicitVRLittleEndian: raise LazysegError("is packed as a whole (deflated DICOM): save it unpacked.")
-    data = pydicom.dcmread(path)
+    data = pydicom.dcmread(path, force=not marked)
     frames, pixels = int(data.get('NumberOfFrames') or 1), int(data.get('Rows') or 0)*int(data.get('Columns') or 0)
     if frames > 1: raise LazysegError(f"has {frames} frames; a film has one. Save the frame you want as a file of its own.")
-    if not pixels: raise LazysegError("holds no picture.")
+    if not pixels or 'PixelData' not in data: raise LazysegError("holds no picture.")
     if pixels > BIGGEST: raise LazysegError(f"claims {pixels:,} pixels; more than {BIGGEST:,} are not read.")
     if data.get('SamplesPerPixel', 1) != 1 or data.get('PhotometricInterpretation') not in ('MONOCHROME1','MONOCHROME2'):
         raise LazysegError(f"is a colour picture ({data.get('PhotometricInterpretation')}), not a radiograph.")
@@ -172,11 +178,15 @@ def square_shape(data, # the film's DICOM header, or a dict with the same names
 
 # %% ../nbs/00a_film.ipynb #8a0d75f7
 _FORMATS = ('PNG','JPEG','BMP','TIFF','WEBP') # Pillow knows some forty others, a few of which start programs
+_MARKS = (b'\x89PNG', b'\xff\xd8\xff', b'BM', b'II*\0', b'MM\0*', b'RIFF') # what files of these begin with
 PICTURES = ('.png','.jpg','.jpeg','.bmp','.tif','.tiff','.webp','.dcm','.dicom') # endings of files that may be films
 
 def _read_picture(path:str|Path) -> np.ndarray: # (H, W) float32, 0..1
     "A film that is not DICOM, through Pillow."
-    with Image.open(path, formats=_FORMATS) as image:
+    try: image = Image.open(path, formats=_FORMATS)
+    except UnidentifiedImageError as e:
+        raise LazysegError(f"can't be read as a film: it is none of {', '.join(_FORMATS)} and DICOM, or is damaged.") from e
+    with image:
         if image.width*image.height > BIGGEST:
             raise LazysegError(f"claims {image.width*image.height:,} pixels; more than {BIGGEST:,} are not read.")
         if image.format != 'PNG': return to_grey(image)
@@ -227,6 +237,7 @@ def films_below(folder:Path, # that holds films, and folders of films
         found += [p for p in (Path(here)/f for f in files) if is_film(p)]
     return sorted(found)
 
+# %% ../nbs/00a_film.ipynb #c41e0b7d
 def read_mask(path:str|Path, # as for `read_film`
              ) -> np.ndarray: # (H, W) bool
     """A mask at its full size: what is above a quarter of its file's brightest pixel; so a file may write 1 or 255 for yes, or be a JPEG.
@@ -247,8 +258,8 @@ def _keeps_numbers(path:str|Path) -> bool:
 def is_dicom(path, # the file's path or name; only its ending counts
              head:bytes, # the first 132 bytes of the file
             ) -> bool:
-    "Whether a file is DICOM, by its mark at byte 128 or by its name."
-    return head[128:132] == b'DICM' or Path(path).suffix.lower() in ('.dcm','.dicom')
+    "Whether a file is DICOM, by its mark at byte 128; or by its name, unless it begins as another picture does."
+    return head[128:132] == b'DICM' or Path(path).suffix.lower() in ('.dcm','.dicom') and not head.startswith(_MARKS)
 
 # %% ../nbs/00a_film.ipynb #2380b7db
 def resize(image:np.ndarray, # (H, W) of any kind of number

@@ -104,7 +104,28 @@ class TestDicom:
         ds = pydicom.dcmread(dicom(tmp_path/'a.dcm', RAMP))
         ds.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
         ds.save_as(tmp_path/'b.dcm')
-        with pytest.raises(LazysegError, match='packed as a whole'): read_film(tmp_path/'b.dcm')
+        for cut in (0, 132): # without the mark of DICOM, too
+            (tmp_path/'c.dcm').write_bytes((tmp_path/'b.dcm').read_bytes()[cut:])
+            with pytest.raises(LazysegError, match='packed as a whole'): read_film(tmp_path/'c.dcm')
+
+    def test_a_film_without_the_mark_of_dicom(self, tmp_path):
+        whole = dicom(tmp_path/'a.dcm', RAMP).read_bytes()
+        (tmp_path/'b.dcm').write_bytes(whole[132:]) # as some devices write it
+        assert (read_film(tmp_path/'b.dcm') == read_film(tmp_path/'a.dcm')).all()
+        at = whole.index(b'\x08\0', 132)
+        for name, raw in (('bare.dcm', whole[at:]), ('text.dcm', b'a letter, which somebody called a film'*20), ('short.dcm', b'x'), ('mark.dcm', whole[:132] + whole[at:])):
+            (tmp_path/name).write_bytes(raw)
+            with pytest.raises(LazysegError, match='is no DICOM film') as e: read_film(tmp_path/name)
+            assert 'force' not in str(e.value) and name in str(e.value)
+
+    def test_a_header_without_a_film(self, tmp_path):
+        pydicom = pytest.importorskip('pydicom')
+        ds = pydicom.dcmread(dicom(tmp_path/'a.dcm', RAMP))
+        del ds.PixelData
+        ds.save_as(tmp_path/'a.dcm')
+        for cut in (0, 132):
+            (tmp_path/'b.dcm').write_bytes((tmp_path/'a.dcm').read_bytes()[cut:])
+            with pytest.raises(LazysegError, match='holds no picture'): read_film(tmp_path/'b.dcm')
 
     def test_compressed_films_read_the_same(self, tmp_path):
         pydicom = pytest.importorskip('pydicom')
@@ -180,7 +201,12 @@ class TestPictures:
     def test_formats_that_start_programs_are_not_tried(self, tmp_path, monkeypatch, name, head):
         monkeypatch.setattr(subprocess, 'Popen', lambda *a, **k: pytest.fail('a program was started'))
         (tmp_path/name).write_bytes(head + b'x'*2000)
-        with pytest.raises(LazysegError, match='cannot identify'): read_film(tmp_path/name)
+        with pytest.raises(LazysegError, match='none of PNG, JPEG, BMP, TIFF, WEBP and DICOM'): read_film(tmp_path/name)
+
+    @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP'])
+    def test_a_picture_that_is_called_dicom_is_read_as_what_it_is(self, tmp_path, kind):
+        picture(tmp_path/'a.dcm', kind=kind), picture(tmp_path/'a.png', kind=kind)
+        assert (read_film(tmp_path/'a.dcm') == read_film(tmp_path/'a.png')).all() and (read_mask(tmp_path/'a.dcm') == read_mask(tmp_path/'a.png')).all()
 
     def test_what_is_not_a_file(self, tmp_path):
         (tmp_path/'folder.png').mkdir()
