@@ -136,12 +136,11 @@ def _dicom_shades(data, pixels:np.ndarray) -> np.ndarray: # float32 0..1, at the
         ends = [int(data[o].value) for o in ('PixelPaddingValue','PixelPaddingRangeLimit') if _says(data, o)]
         padding = (values >= min(ends)) & (values <= max(ends))
     low, high = _dicom_range(data, values[np.isin(values, pixels) & ~padding])
-    scaled, windowed = _says(data, 'RescaleSlope', 'RescaleIntercept'), _says(data, 'WindowCenter', 'WindowWidth')
     if 'VOILUTFunction' in data and not _says(data, 'VOILUTFunction'): del data.VOILUTFunction
     units = (_look_up(values, data.ModalityLUTSequence[0]) if data.get('ModalityLUTSequence') else
-             apply_rescale(values, data) if scaled else values)
+             apply_rescale(values, data) if _says(data, 'RescaleSlope', 'RescaleIntercept') else values)
     shown = (_look_up(np.floor(units), data.VOILUTSequence[0]) if data.get('VOILUTSequence') else
-             apply_windowing(units, data) if windowed else units)
+             apply_windowing(units, data) if _says(data, 'WindowCenter', 'WindowWidth') else units)
     grey = (shown.astype(float) - low)/max(high - low, 1e-6)
     if data.PhotometricInterpretation == 'MONOCHROME1': grey = 1 - grey
     grey[padding] = 0

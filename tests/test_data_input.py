@@ -58,6 +58,10 @@ class TestDicom:
             shown = (RAMP < 4095) | ('PixelPaddingValue' not in tags)
             assert np.abs(read - (film if photo == 'MONOCHROME2' else 1 - film))[shown].max() < 1e-6 and (shown | (read == 0)).all()
 
+    def test_a_sign_that_no_pixel_needs_changes_nothing(self, tmp_path):
+        "16 bits with a sign came out black, 12 bits half grey."
+        for bits in (13, 16): assert (read_film(dicom(tmp_path/'a.dcm', RAMP, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=1)) == read_film(dicom(tmp_path/'b.dcm', RAMP))).all()
+
     @pytest.mark.parametrize('signed', [0, 1])
     @pytest.mark.parametrize('bits', [8, 9, 11, 12, 13, 15, 16])
     def test_white_is_what_the_stored_bits_can_hold_where_pixels_use_them(self, tmp_path, bits, signed):
@@ -80,6 +84,11 @@ class TestDicom:
         window, padding = dict(WindowCenter=2000, WindowWidth=900), dict(PixelPaddingValue=200)
         assert (read_film(dicom(tmp_path/'a.dcm', RAMP, VOILUTFunction='', **window)) == read_film(dicom(tmp_path/'b.dcm', RAMP, **window))).all()
         assert (read_film(dicom(tmp_path/'a.dcm', RAMP, PixelPaddingRangeLimit=None, **padding)) == read_film(dicom(tmp_path/'b.dcm', RAMP, **padding))).all()
+
+    def test_a_window_that_a_table_replaces_is_not_asked(self, tmp_path):
+        path = dicom(tmp_path/'a.dcm', RAMP, VOILUTSequence=tables(np.arange(4096), 12), WindowCenter='1234567', WindowWidth='900')
+        path.write_bytes(path.read_bytes().replace(b'1234567', b'nothing'))
+        assert np.abs(read_film(path) - RAMP/4095).max() < 1e-6
 
     @pytest.mark.parametrize('photo', ['MONOCHROME1', 'MONOCHROME2'])
     def test_padding_is_black(self, tmp_path, photo):
