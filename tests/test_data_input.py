@@ -19,6 +19,7 @@ from PIL import Image
 from lazyseg import data
 from lazyseg.core import LazysegError
 from lazyseg.data import draw_shapes, get_films, get_source, make_view, pick_rows, read_csv, read_film, read_text, unpaired_loaders
+from lazyseg.film import film_stem, is_film, read_mask
 from test_data import dicom, own_cache, picture, table_of  # noqa: F401 (own_cache is a fixture)
 
 RAMP = np.linspace(0, 4095, 32*32).reshape(32, 32).round()
@@ -46,6 +47,50 @@ class TestDicom:
         assert np.abs(read_film(dicom(tmp_path/'a.dcm', RAMP, RescaleSlope=2)) - RAMP/4095).max() < 1e-4
 
     @pytest.mark.parametrize('photo', ['MONOCHROME1', 'MONOCHROME2'])
+    @pytest.mark.parametrize('bits, top', [(12, 200), (12, 1000), (12, 4000), (16, 200), (16, 1000), (16, 4000), (16, 16000), (16, 60000)])
+    def test_the_same_numbers_are_the_same_film_in_a_png(self, tmp_path, photo, bits, top):
+        "10 bits in a DICOM file that speaks of 16 came out black."
+        numbers = (RAMP/4095*top).round().astype(np.uint16)
+        Image.fromarray(numbers).save(tmp_path/'a.png')
+        film = read_film(tmp_path/'a.png')
+        for tags in ({}, dict(RescaleSlope=1, RescaleIntercept=0), dict(PixelPaddingValue=2**bits - 1)):
+            read = read_film(dicom(tmp_path/'a.dcm', np.where(RAMP == 4095, 2**bits - 1, numbers) if 'PixelPaddingValue' in tags else numbers, BitsStored=bits, HighBit=bits - 1, PhotometricInterpretation=photo, **tags))
+            shown = (RAMP < 4095) | ('PixelPaddingValue' not in tags)
+            assert np.abs(read - (film if photo == 'MONOCHROME2' else 1 - film))[shown].max() < 1e-6 and (shown | (read == 0)).all()
+
+    def test_a_sign_that_no_pixel_needs_changes_nothing(self, tmp_path):
+        "16 bits with a sign came out black, 12 bits half grey."
+        for bits in (13, 16): assert (read_film(dicom(tmp_path/'a.dcm', RAMP, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=1)) == read_film(dicom(tmp_path/'b.dcm', RAMP))).all()
+
+    @pytest.mark.parametrize('signed', [0, 1])
+    @pytest.mark.parametrize('bits', [8, 9, 11, 12, 13, 15, 16])
+    def test_white_is_what_the_stored_bits_can_hold_where_pixels_use_them(self, tmp_path, bits, signed):
+        low, high = (-2**(bits - 1), 2**(bits - 1) - 1) if signed else (0, 2**bits - 1)
+        numbers = np.linspace(low + signed, low + (high - low)*.51 + 1, 32*32).reshape(32, 32).round()
+        film = read_film(dicom(tmp_path/'a.dcm', numbers, BitsStored=bits, HighBit=bits - 1, PixelRepresentation=signed))
+        assert (film == ((numbers - low)/(high - low)).astype(np.float32)).all()
+
+    def test_a_rescaled_or_windowed_film_keeps_the_scale_of_its_stored_bits(self, tmp_path):
+        film = dicom(tmp_path/'a.dcm', RAMP//4, RescaleSlope=2, RescaleIntercept=0)
+        assert np.abs(read_film(film) - RAMP//4/4095).max() < 1e-6
+        assert read_film(dicom(tmp_path/'b.dcm', RAMP//4, WindowCenter=512, WindowWidth=1024)).max() == 1
+
+    @pytest.mark.parametrize('tags', [dict(WindowCenter=None, WindowWidth=None), dict(WindowCenter='', WindowWidth=''), dict(WindowCenter=2000), dict(WindowCenter=None, WindowWidth=900),
+                                      dict(RescaleSlope=None, RescaleIntercept=None), dict(RescaleSlope=None, RescaleIntercept=0, WindowCenter=None), dict(PixelPaddingValue=None, VOILUTFunction='')])
+    def test_what_is_named_and_left_empty_is_not_there(self, tmp_path, tags):
+        assert (read_film(dicom(tmp_path/'a.dcm', RAMP, **tags)) == read_film(dicom(tmp_path/'b.dcm', RAMP))).all()
+
+    def test_what_is_left_empty_beside_a_window_or_a_padding(self, tmp_path):
+        window, padding = dict(WindowCenter=2000, WindowWidth=900), dict(PixelPaddingValue=200)
+        assert (read_film(dicom(tmp_path/'a.dcm', RAMP, VOILUTFunction='', **window)) == read_film(dicom(tmp_path/'b.dcm', RAMP, **window))).all()
+        assert (read_film(dicom(tmp_path/'a.dcm', RAMP, PixelPaddingRangeLimit=None, **padding)) == read_film(dicom(tmp_path/'b.dcm', RAMP, **padding))).all()
+
+    def test_a_window_that_a_table_replaces_is_not_asked(self, tmp_path):
+        path = dicom(tmp_path/'a.dcm', RAMP, VOILUTSequence=tables(np.arange(4096), 12), WindowCenter='1234567', WindowWidth='900')
+        path.write_bytes(path.read_bytes().replace(b'1234567', b'nothing'))
+        assert np.abs(read_film(path) - RAMP/4095).max() < 1e-6
+
+    @pytest.mark.parametrize('photo', ['MONOCHROME1', 'MONOCHROME2'])
     def test_padding_is_black(self, tmp_path, photo):
         film = read_film(dicom(tmp_path/'a.dcm', RAMP.clip(200), PhotometricInterpretation=photo, PixelPaddingValue=200, PixelPaddingRangeLimit=300))
         assert (film[RAMP <= 300] == 0).all() and film[RAMP > 300].min() >= (0 if photo == 'MONOCHROME1' else 300/4095)
@@ -68,7 +113,28 @@ class TestDicom:
         ds = pydicom.dcmread(dicom(tmp_path/'a.dcm', RAMP))
         ds.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
         ds.save_as(tmp_path/'b.dcm')
-        with pytest.raises(LazysegError, match='packed as a whole'): read_film(tmp_path/'b.dcm')
+        for cut in (0, 132): # without the mark of DICOM, too
+            (tmp_path/'c.dcm').write_bytes((tmp_path/'b.dcm').read_bytes()[cut:])
+            with pytest.raises(LazysegError, match='packed as a whole'): read_film(tmp_path/'c.dcm')
+
+    def test_a_film_without_the_mark_of_dicom(self, tmp_path):
+        whole = dicom(tmp_path/'a.dcm', RAMP).read_bytes()
+        (tmp_path/'b.dcm').write_bytes(whole[132:]) # as some devices write it
+        assert (read_film(tmp_path/'b.dcm') == read_film(tmp_path/'a.dcm')).all()
+        at = whole.index(b'\x08\0', 132)
+        for name, raw in (('bare.dcm', whole[at:]), ('text.dcm', b'a letter, which somebody called a film'*20), ('short.dcm', b'x'), ('mark.dcm', whole[:132] + whole[at:])):
+            (tmp_path/name).write_bytes(raw)
+            with pytest.raises(LazysegError, match='is no DICOM film') as e: read_film(tmp_path/name)
+            assert 'force' not in str(e.value) and name in str(e.value)
+
+    def test_a_header_without_a_film(self, tmp_path):
+        pydicom = pytest.importorskip('pydicom')
+        ds = pydicom.dcmread(dicom(tmp_path/'a.dcm', RAMP))
+        del ds.PixelData
+        ds.save_as(tmp_path/'a.dcm')
+        for cut in (0, 132):
+            (tmp_path/'b.dcm').write_bytes((tmp_path/'a.dcm').read_bytes()[cut:])
+            with pytest.raises(LazysegError, match='holds no picture'): read_film(tmp_path/'b.dcm')
 
     def test_compressed_films_read_the_same(self, tmp_path):
         pydicom = pytest.importorskip('pydicom')
@@ -76,6 +142,38 @@ class TestDicom:
         ds.compress(pydicom.uid.RLELossless)
         ds.save_as(tmp_path/'b.dcm')
         assert (read_film(tmp_path/'a.dcm') == read_film(tmp_path/'b.dcm')).all()
+
+    def resaved(self, path, order='<', **tags):
+        "The same film with its numbers' bytes in another order, and other tags."
+        pydicom = pytest.importorskip('pydicom')
+        ds = pydicom.dcmread(path)
+        pixels = ds.pixel_array
+        for table in ds.get('VOILUTSequence', []): table.add_new((0x0028, 0x3006), 'OW', np.array(table.LUTData).astype(order + 'u2').tobytes())
+        meta, big = pydicom.dataset.FileMetaDataset(ds.file_meta), order == '>'
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian if big else pydicom.uid.ExplicitVRLittleEndian
+        out = pydicom.dataset.FileDataset('', dict(ds.items()), file_meta=meta, preamble=bytes(128), is_implicit_VR=False, is_little_endian=not big)
+        out.add_new((0x7FE0, 0x0010), 'OW', pixels.astype(order + pixels.dtype.str[1:]).tobytes())
+        for k, v in tags.items(): setattr(out, k, v)
+        out.save_as(path.with_suffix('.other'), enforce_file_format=True)
+        return path.with_suffix('.other')
+
+    @pytest.mark.parametrize('tags', [{}, dict(PixelRepresentation=1), dict(WindowCenter=2000, WindowWidth=900), dict(VOILUTSequence=True)])
+    def test_bytes_in_the_other_order_are_the_same_film(self, tmp_path, tags):
+        "Such pixels were read as noise."
+        if 'VOILUTSequence' in tags: tags = dict(VOILUTSequence=tables(np.arange(4096)[::-1]*16, 16))
+        path = dicom(tmp_path/'a.dcm', RAMP - 2048*('PixelRepresentation' in tags), **tags)
+        assert read_film(path).std() > .1 and (read_film(self.resaved(path, '>')) == read_film(path)).all()
+
+    @pytest.mark.parametrize('signed', [0, 1])
+    @pytest.mark.parametrize('top', [15, 13, 11])
+    def test_numbers_at_the_upper_end_of_their_bytes_are_the_same_film(self, tmp_path, signed, top):
+        "12 bits, of which the highest is the 15th, lost their upper four."
+        values = RAMP.astype(np.int64) - 2048*signed
+        film = read_film(dicom(tmp_path/'a.dcm', values, PixelRepresentation=signed))
+        for around in (0, 2**(top - 11) - 1, 1 << top + 1 & 0xffff): # what else is in those 16 bits is no part of the number
+            moved = read_film(dicom(tmp_path/'b.dcm', values*2**(top - 11) + around, PixelRepresentation=signed, HighBit=top))
+            assert (moved == film).all(), around
+        assert (read_film(self.resaved(tmp_path/'a.dcm', HighBit=15)) == film).all() # a header that is wrong about its pixels
 
     def test_signed_films(self, tmp_path):
         film = read_film(dicom(tmp_path/'a.dcm', (RAMP - 2048).astype('<i2'), PixelRepresentation=1))
@@ -112,7 +210,12 @@ class TestPictures:
     def test_formats_that_start_programs_are_not_tried(self, tmp_path, monkeypatch, name, head):
         monkeypatch.setattr(subprocess, 'Popen', lambda *a, **k: pytest.fail('a program was started'))
         (tmp_path/name).write_bytes(head + b'x'*2000)
-        with pytest.raises(LazysegError, match='cannot identify'): read_film(tmp_path/name)
+        with pytest.raises(LazysegError, match='none of PNG, JPEG, BMP, TIFF, WEBP and DICOM'): read_film(tmp_path/name)
+
+    @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'BMP', 'TIFF', 'WEBP'])
+    def test_a_picture_that_is_called_dicom_is_read_as_what_it_is(self, tmp_path, kind):
+        picture(tmp_path/'a.dcm', kind=kind), picture(tmp_path/'a.png', kind=kind)
+        assert (read_film(tmp_path/'a.dcm') == read_film(tmp_path/'a.png')).all() and (read_mask(tmp_path/'a.dcm') == read_mask(tmp_path/'a.png')).all()
 
     def test_what_is_not_a_file(self, tmp_path):
         (tmp_path/'folder.png').mkdir()
@@ -131,6 +234,68 @@ class TestPictures:
             for deep in (False, True):
                 Image.fromarray(np.ascontiguousarray(stored.astype(np.uint16)*257 if deep else stored)).save(tmp_path/'a.png', exif=note)
                 assert np.abs(read_film(tmp_path/'a.png')*255 - film).max() < .01, (way, deep)
+
+
+class TestMasks:
+    REGIONS = np.kron(np.arange(64).reshape(8, 8), np.ones((8, 8), int)) # 64 squares of 8 x 8 pixels, numbered from 0
+
+    @pytest.mark.parametrize('kind', ['png', 'bmp', 'tif', '16 bit png', '32 bit tif', 'colour png', 'palette png', 'dicom'])
+    @pytest.mark.parametrize('n', [1, 2, 3, 4, 5, 32])
+    def test_a_mask_may_number_its_regions(self, tmp_path, kind, n):
+        "The first of four was lost."
+        numbers = self.REGIONS*(self.REGIONS <= n)
+        ending, deep = kind.split()[-1], dict({'16': np.uint16, '32': np.int32}).get(kind[:2], np.uint8)
+        if kind == 'dicom': path = dicom(tmp_path/'a.dcm', numbers)
+        else:
+            image = Image.fromarray(numbers.astype(deep))
+            if kind == 'colour png': image = image.convert('RGB')
+            if kind == 'palette png': image = image.convert('P')
+            path = tmp_path/f'a.{ending}'; image.save(path)
+        assert (read_mask(path) == (numbers > 0)).all()
+
+    @pytest.mark.parametrize('values, white', [((0, 10, 40, 100), 40), ((0, 1, 33), 33), ((0, 63, 64, 255), 64)])
+    def test_greys_are_no_numbers_of_regions(self, tmp_path, values, white):
+        mask = np.array(values)[self.REGIONS % len(values)].astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path/'a.png')
+        assert (read_mask(tmp_path/'a.png') == (mask >= white)).all()
+
+    @pytest.mark.parametrize('kind, how', [('JPEG', {}), ('TIFF', dict(compression='jpeg')), ('WEBP', {})])
+    def test_the_noise_of_packing_is_no_region(self, tmp_path, kind, how):
+        "Which picture a file holds is seen from its bytes, whatever its name says."
+        mask = np.where(self.REGIONS % 2, 20, 0).astype(np.uint8)
+        Image.fromarray(mask).save(tmp_path/'a.png', kind, **how)
+        film = read_film(tmp_path/'a.png')
+        assert (read_mask(tmp_path/'a.png') == (film > film.max()/4)).all()
+
+    @pytest.mark.parametrize('yes', [1, 255])
+    def test_yes_and_no_stay_what_they_were(self, tmp_path, yes):
+        mask = (self.REGIONS % 2*yes).astype(np.uint8)
+        for ending in ('png', 'bmp', 'tif', 'jpg', 'webp'):
+            Image.fromarray(mask).save(tmp_path/f'a.{ending}')
+            film = read_film(tmp_path/f'a.{ending}')
+            assert (read_mask(tmp_path/f'a.{ending}') == (film > film.max()/4)).all(), ending
+            if ending in ('png', 'bmp', 'tif'): assert (read_mask(tmp_path/f'a.{ending}') == (mask > 0)).all()
+
+
+@pytest.mark.parametrize('name, stem', [('a.png', 'a'), ('A.B.JPEG', 'A.B'), ('a', 'a'), ('1.2.840.113619.2.5.10.0', '1.2.840.113619.2.5.10.0'), ('1.2.3.dcm', '1.2.3'), ('scan.001', 'scan.001'), ('.hidden', '.hidden')])
+def test_a_films_name_without_its_ending(tmp_path, name, stem):
+    assert film_stem(name) == film_stem(tmp_path/name) == stem
+    (tmp_path/name).write_bytes(bytes(128) + b'DICM')
+    assert is_film(tmp_path/name) == (not name.startswith('.'))
+
+
+@pytest.mark.parametrize('view', ['film', 'crop', 'aligned', 'lungs'])
+def test_a_twin_differs_from_its_film_where_the_disease_is_and_nowhere_else(view):
+    "Films were levelled and their twins were not, so they differed all over."
+    rng = np.random.default_rng(0)
+    film, lungs, truth = rng.random((80, 80), np.float32)*.3 + .4, np.zeros((80, 80), bool), np.zeros((80, 80), bool)
+    lungs[10:70, 10:35] = lungs[10:70, 45:70] = truth[30:45, 15:30] = True
+    twin = np.where(truth, film - .2, film)
+    seen, alone = (make_view(parts, 32, 32, view) for parts in (dict(film=film, twin=twin, lungs=lungs, truth=truth), dict(film=film, lungs=lungs)))
+    differ = seen['film'].astype(int) - seen['twin']
+    assert (seen['film'] == alone['film']).all() and differ[seen['truth'] > 0].mean() > (50 if view == 'film' else 100)*.9
+    far = np.ones((32, 32), bool); far[(rows := np.flatnonzero(seen['truth'].any(1)))[0] - 2:rows[-1] + 3, (columns := np.flatnonzero(seen['truth'].any(0)))[0] - 2:columns[-1] + 3] = False
+    assert far.sum() > 500 and not differ[far].any()
 
 
 class TestTables:
