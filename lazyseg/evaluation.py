@@ -423,7 +423,7 @@ def sensitivity_by_marked_area(m:Measured, # one method
 
 # %% ../nbs/05_evaluation.ipynb #50d47834
 def _outlined(table): # of a `Measured`
-    if 'dice' not in table: raise LazysegError("These films were measured without outlines: there is no Dice to draw, or to order films by.")
+    if 'dice' not in table: raise LazysegError("These films were measured without outlines: there is no Dice to draw or to order by.")
 
 def curves_figure(methods:dict, # {method: Measured}, on the same films
                  ): # matplotlib Figure

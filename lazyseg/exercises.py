@@ -98,9 +98,10 @@ def place_in_words(overlap:float, # of outlines with the usual place, see `usual
                    limit:float, # the field `place` of a method
                   ) -> str:
     "What a run and a model's card say of the usual place."
-    return ("The outlines that it learned from and one mask for all films, drawn where diseased and healthy films differ on average, have a mean Dice "
-            f"of {overlap:.2f}: " + (f"above {limit:g}, so disease is looked for near its usual place, and elsewhere it may be missed."
-                                     if overlap > limit else f"not above {limit:g}, so disease is looked for everywhere."))
+    return ("The outlines that it learned from and one mask for all films, drawn where diseased and healthy films differ on average, "
+            f"have a mean Dice of {overlap:.2f}: " +
+            (f"above {limit:g}, so disease is looked for near its usual place, and elsewhere it may be missed." if overlap > limit
+             else f"not above {limit:g}, so disease is looked for everywhere."))
 
 # %% ../nbs/03b_exercises.ipynb #829ed938
 def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier lesson
@@ -110,8 +111,8 @@ def lesions_of(scorer, # a `GeneratorScorer`, or a `PupilScorer` of an earlier l
                near:float=1/32, # above 0, a difference farther than this from the outline is left out, as a share of the film's height
                blur:float=3/64, # how blurred a map is outlined, see `smooth`
                place:float=.47, # the usual place counts where outlines overlap with it by more than this; 1: never
-              ) -> tuple[np.ndarray, np.ndarray, float]: # (N,H,W) float16 grey values that disease added, -1..1; (N,H,W) bool where; overlap
-    "Difference and outline of the disease in each diseased film of `films`, and how far the outlines overlap with the usual place, 0..1."
+              ) -> tuple[np.ndarray, np.ndarray, float]: # (N,H,W) float16 grey values that disease added, -1..1; (N,H,W) bool; 0..1
+    "Difference and outline of the disease in each diseased film of `films`, and the overlap of outlines with its usual place."
     changes, scores = look_at(scorer, films.diseased, blur)
     healthy = look_at(scorer, films.healthy, blur)[1]
     where = outlines(scores, healthy, rare, share)
