@@ -73,6 +73,7 @@ def train(progress:bool=True, # show a bar over the cells
     "Run `nbs/train.ipynb` with papermill; the executed notebook goes to the folder of the run."
     from lazyseg.runs import already_there, check_settings, hold # slow imports only when they are needed: --help has to be quick
     settings = check_settings(**parameters)
+    given, parameters = parameters, parameters | (dict(data=settings.data) if settings.data else {}) # the notebook runs elsewhere
     notebook = find_notebook('train.ipynb')
     hold(settings.folder).release() # the notebook holds it; here, so that nothing of a run at work is touched
     if keep and already_there(settings):
@@ -81,7 +82,7 @@ def train(progress:bool=True, # show a bar over the cells
     running = settings.folder/'train.running.ipynb'
     os.environ['LAZYSEG_LINES'] = '1' if progress else '' # the kernel inherits it: its bars would not reach the terminal
     run_notebook(notebook, running, parameters, progress, stdout_file=sys.stderr if progress else None)
-    forget_place(running, settings.data, parameters.get('data'), settings.out, parameters.get('out')) # a report may be shown to others
+    forget_place(running, settings.data, given.get('data'), settings.out, given.get('out')) # a report may be shown to others
     smaller_pictures(running)
     running.replace(settings.folder/'train.ipynb')
     return settings.folder
@@ -97,13 +98,14 @@ def headline(folder:Path, # a run's folder
     return (f"Report: {folder/'train.ipynb'}\nFigures: {folder/'figures'}\nModel: {folder/'model'}\n\n"
             f"{_headline_of(found['results'])}\n{told}\n{NOTE}")
 
-def _headline_of(results:dict) -> str: # {method: what `evaluate` gave}
+def _headline_of(results:dict, part='test') -> str: # {method: what `evaluate` gave}; of which films
     "The few numbers that say most, as a table for a terminal."
     from lazyseg.evaluation import results_table
     columns = [c for c in ('dice', 'pixel_ap', 'image_auroc', 'marked_healthy', 'share_in_lungs')
                if any((r.get(c) or {}).get('value') is not None for r in results.values())]
     about = next(iter(results.values()))['about']
-    return (f"{about['diseased']} diseased and {about['healthy']} healthy test films of {about['patients']} patients; "
+    films = dict(train='training films', valid='validation films', test='test films', all='films')[part]
+    return (f"{about['diseased']} diseased and {about['healthy']} healthy {films} of {about['patients']} patients; "
             "95% intervals over patients\n"
             f"{results_table(results, columns).T.to_string()}")
 
@@ -121,6 +123,10 @@ class _FromHere(argparse.Action):
     "A path that somebody types begins where they stand; a default begins at the project's root."
     def __call__(self, parser, given, path, option=None):
         setattr(given, self.dest, os.path.abspath(os.path.expanduser(path)) if path else path)
+
+class _Words(argparse.Action):
+    "Several words as one text, as a notebook is given them."
+    def __call__(self, parser, given, words, option=None): setattr(given, self.dest, ' '.join(words))
 
 # %% ../nbs/cli.ipynb #44d8a85b
 def _add_run(p, one_size=True):
@@ -153,6 +159,9 @@ def _add_source(p, which='phantom, table, folder, pneumonia, nih ...'):
     p.add_argument('--source', default='phantom', help=which)
     p.add_argument('--data', default='', action=_FromHere, help='folder or table of the films')
     p.add_argument('--where', default='', help='a query that keeps a part of the table')
+    p.add_argument('--healthy', default='', help='what healthy films carry in the table, such as Normal; when not given, No Finding')
+    p.add_argument('--columns', default='', nargs='+', action=_Words,
+                   help="the table's own names of columns that are not recognised, such as path=img patient=case")
 
 # %% ../nbs/cli.ipynb #b4990ef7
 def _run_train(json=False, quiet=False, **parameters):
@@ -256,19 +265,26 @@ def film_key(path:Path, # of a film
 def made_of(film:Path, # its file
             lungs:Path=None, # file of its lung mask
            ) -> str: # empty where a file can't be read
-    "What a film's marks were made of, whatever it is called: two films may share a name, and a mask may be mended."
-    try: return '-'.join(film_key(p) for p in (film, lungs) if p)
-    except LazysegError: return ''
+    """What a film's marks were made of, whatever it is called: two films may share a name, and a mask may be mended.
+    The same bytes are read in another way where only a file's name says that it is DICOM."""
+    try:
+        key = '-'.join(film_key(p) for p in (film, lungs) if p)
+        with open(film, 'rb') as f: marked = f.read(132)[128:] == b'DICM'
+    except (LazysegError, OSError): return ''
+    return key + '-dicom'*(film.suffix.lower() in ('.dcm', '.dicom') and not marked)
 
 def film_names(paths:list, # of films
                names:bool, # call films by their files' names
               ) -> list: # of strings and None
-    "A name for each film: its key, or its file's own name, with a number where two share it. None where the file can't be read."
+    "A name for each film: its key, or its file's own name, with a number where several share it. None where the file can't be read."
+    from lazyseg.film import film_stem
+    seen = Counter()
     def key(path):
-        try: return film_key(path)
+        try: seen[k := film_key(path)] += 1
         except LazysegError: return None
+        return k if seen[k] == 1 else f'{k}-{seen[k]}' # two files may hold the same bytes
     if not names: return [key(p) for p in paths]
-    stems = [re.sub(r'[\x00-\x1f\x7f\ud800-\udfff]', '_', p.stem)[:50] for p in paths] # what a table and a file's name can hold
+    stems = [re.sub(r'[\x00-\x1f\x7f\ud800-\udfff]', '_', film_stem(p))[:50] for p in paths] # what a table and a file's name can hold
     count, taken, out = Counter(stems), set(stems), []
     for i, n in enumerate(stems):
         name = n if count[n] == 1 else f'{n}-{i + 1}'
@@ -346,8 +362,9 @@ def segment_batch(job:dict, # from `_start`
                   first:int, # number of the first film, from 1
                  ): # yields rows
     "Mark a few films; those whose results are there already are left alone."
+    from lazyseg.film import film_stem
     todo = []
-    masks = [own if job['lungs'] and (own := job['lungs']/f'{p.stem}.png').is_file() else None for p in paths]
+    masks = [own if job['lungs'] and (own := job['lungs']/f'{film_stem(p)}.png').is_file() else None for p in paths]
     origins = [made_of(p, m) for p, m in zip(paths, masks)]
     for i, origin in enumerate(origins):
         row = job['kept'].get(key := job['keys'][first + i - 1])
@@ -423,8 +440,9 @@ def _load_model(model, kind:str, threshold, lungs, own_lungs): # `Segmenter` or 
 # %% ../nbs/cli.ipynb #48221461
 def _start(paths:list, model, kind:str, out:Path, threshold, dicom:bool, names:bool, lungs, own_lungs:bool) -> dict: # for `segment_batch`
     "The model, and what an earlier call with the same model and settings left."
+    from lazyseg.film import film_stem
     from lazyseg.segmenter import lungs_version, sha256
-    shared = [s for s, n in Counter(p.stem for p in paths).items() if lungs and n > 1 and (Path(lungs)/f'{s}.png').is_file()]
+    shared = [s for s, n in Counter(map(film_stem, paths)).items() if lungs and n > 1 and (Path(lungs)/f'{s}.png').is_file()]
     if shared:
         raise LazysegError(f"{len(shared)} masks in {lungs} are named like several films each: whose they are can't be told.")
     segmenter = _load_model(model, kind, threshold, lungs, own_lungs)
@@ -501,14 +519,18 @@ def _run_segment(json=False, quiet=False, **given):
     return 3 if found['faults'] and n else 1 if found['faults'] else 0
 
 # %% ../nbs/cli.ipynb #1a092884
-def _films_to_measure(segmenter, source, data, where, disease, split, bad, films, seed): # `Films`; see `evaluate`
+def _films_to_measure(segmenter, source, data, where, disease, split, bad, films, seed, healthy, columns): # `Films`; see `evaluate`
     "The films of one part, healthy and diseased ones among them."
     from lazyseg.data import get_source
-    from lazyseg.runs import check_source, get_films_aloud
+    from lazyseg.phantom import DISEASES
+    from lazyseg.runs import check_source, get_films_aloud, source_options
     h, w = segmenter.size
-    check_source(source, data, where)
-    how = dict(n=films) if source == 'phantom' else dict(data=data or None, where=where or None)
-    found = get_films_aloud(get_source(source, disease=disease or segmenter.about['disease'], seed=seed, **how), h, w/h,
+    check_source(source, data, where, healthy=healthy, columns=columns)
+    if source == 'phantom' and disease not in DISEASES and disease == segmenter.about['disease']:
+        raise LazysegError(f"This model learned {disease!r} from films of somebody's own, and the source is the phantom, which has "
+                           f"{', '.join(DISEASES)}: name films with that label by --source and --data.")
+    how = dict(n=films) if source == 'phantom' else source_options(data, where, healthy, columns)
+    found = get_films_aloud(get_source(source, disease=disease, seed=seed, **how), h, w/h,
                             view=segmenter.about['view'], bad=bad, say=_say)
     if split != 'all': found = found.split(split)
     sick = found.table.diseased.to_numpy(bool)
@@ -516,6 +538,20 @@ def _films_to_measure(segmenter, source, data, where, disease, split, bad, films
         raise LazysegError(f"The films hold {int(sick.sum())} diseased and {int((~sick).sum())} healthy ones; "
                            "both are needed. Try --split all.")
     return found
+
+def _load_one(model): # `Segmenter`
+    "A model, and no panel."
+    from lazyseg.segmenter import Segmenter
+    if check_model(model) == 'panel.json':
+        raise LazysegError(f"{model} is a panel, and one model is measured at a time: name one, such as {_one_of(model)}.")
+    return Segmenter.load(model)
+
+def _is_unseen(about:dict, split, seed, **films) -> bool: # `films`: source, disease, name of the data, where, healthy, columns
+    "Whether it is sure that the training saw none of these films: they are of another phantom, or the test part of its own split."
+    if films['source'] == 'phantom' and seed != about['seed']: return True
+    known = about.get('trained_on') # older models do not say it, or less of it
+    own = dict(healthy='', columns='') | (known if isinstance(known, dict) else {}) | {k: about[k] for k in ('source', 'disease')}
+    return split == 'test' and (films['source'] == 'phantom' or films['data'] != '') and own == films | dict(seed=seed)
 
 # %% ../nbs/cli.ipynb #c1a0ac6a
 def evaluate(model, # a model's folder
@@ -527,28 +563,29 @@ def evaluate(model, # a model's folder
              bad='stop', # a film that can't be read, or on which no lungs are found: 'stop', or 'skip' it
              films:int=200, # phantom films a class
              seed:int=None, # seed of every draw; None: other phantom films than the model's, of its films on disk the same split
+             healthy='', # query for the healthy films; 'No Finding' when empty
+             columns='', # names of the table's columns that are not recognised, such as 'path=img patient=case'
              quiet:bool=False, # show no bar
             ) -> dict: # {model, source, split, credit, unseen, distance, results}; distance is None where a model does not know its films
     "Measure a model on films with labels."
     import numpy as np
     from lazyseg.evaluation import evaluate as measure_all
     from lazyseg.runs import data_name, whole_number
-    from lazyseg.segmenter import FAR, Segmenter
+    from lazyseg.segmenter import FAR
     from lazyseg.thresholding import OperatingPoint
-    if check_model(model) == 'panel.json':
-        raise LazysegError(f"{model} is a panel, and one model is measured at a time: name one, such as {_one_of(model)}.")
-    segmenter = Segmenter.load(model)
-    about = segmenter.about
+    about = (segmenter := _load_one(model)).about
     # other phantoms than the training's; of films on disk, the training's own split
     seed = about['seed'] + (source == 'phantom') if seed is None else whole_number('seed', seed, 0)
-    unseen = source == 'phantom' or about.get('trained_on') == dict(data=data_name(data), where=where, seed=seed)
-    found = _films_to_measure(segmenter, source, data, where, disease, split, bad, films, seed)
+    disease = disease or about['disease']
+    found = _films_to_measure(segmenter, source, data, where, disease, split, bad, films, seed, healthy, columns)
+    unseen = _is_unseen(about, split, seed, source=source, disease=disease, data=data_name(data), where=where, healthy=healthy,
+                        columns=columns)
     sick = found.table.diseased.to_numpy(bool)
     parts = [segmenter.score(found.film[i:i + 32]) for i in _bar(range(0, len(found), 32), 'scoring', quiet)]
     scores, _, whole = (np.concatenate(p) for p in zip(*parts))
     measured = lambda s, point, said=None: measure_all(s, found.truth, sick, found.table.patient, point, lungs=found.lungs, seed=seed,
                                                        film_scores=said)
-    far = segmenter.known.distance(found.film[:]) if segmenter.known else None
+    far = segmenter.known.distance(found.film) if segmenter.known else None
     distance = None if far is None else dict(median=round(float(np.median(far)), 3), beyond=round(float((far > FAR).mean()), 3))
     return dict(model=str(model), source=source, split=split, credit=found.credit, unseen=unseen, distance=distance,
                 results={'empty mask': measured(0*scores, OperatingPoint(.5)), about['name']: measured(scores, segmenter.point, whole)})
@@ -567,15 +604,15 @@ def _options_evaluate(p):
                                             "and of the films on disk that it learned from the same split")
     p.add_argument('-o', '--out', help='file to write the numbers to, as JSON')
 
-_MAYBE_SEEN = ('These are not the films, or not the filter or seed, that the model was trained with: '
-               'if any of its training patients are among them, the numbers flatter it.')
+_MAYBE_SEEN = ('It is not sure that the training saw none of these films: they are not the test part of the films that the model was '
+               'trained with (same filter, disease and seed). If any of its training patients are among them, the numbers flatter it.')
 
 def _run_evaluate(json=False, quiet=False, out=None, **given):
     "Do what `lazyseg evaluate` was asked for."
     if out and Path(out).is_dir(): raise LazysegError(f"{out} is a folder: name a file for the numbers with -o.")
     found = evaluate(quiet=quiet or json, **given)
     far = found['distance']
-    lines = [_headline_of(found['results']), "The model does not say what films it knows: no distance." if far is None else
+    lines = [_headline_of(found['results'], found['split']), "The model does not say what films it knows: no distance." if far is None else
              f"Distance from the films the model knows: median {far['median']}; {100*far['beyond']:.0f}% too far."]
     _answer(found, json, lines + [_MAYBE_SEEN]*(not found['unseen']) + [found['credit'], NOTE])
     if out: _write_json(out, found) # said already, should it fail
@@ -584,6 +621,22 @@ def _run_evaluate(json=False, quiet=False, out=None, **given):
 def _write_json(path, what:dict):
     "Write a dict as JSON, whole or not at all."
     with whole_file(path) as p: p.write_text(json.dumps(what, indent=1, allow_nan=False) + '\n', encoding='utf-8')
+
+# %% ../nbs/cli.ipynb #e59b2ce6
+def _name_faults(page:dict, films, names:bool, most:int=10) -> tuple: # of lists of texts: for the page, a film each
+    "What is wrong with a set, and the first films that can't be read, each with its reason: without path or header, unless `names`."
+    bad, count = page['files'][page['files'].fault != ''], len(films)
+    def told(row, fault):
+        path = str((films.root or Path())/films.table.path.iloc[row])
+        # the reader's own words may quote a header
+        said, reader, words = (fault if names else fault.replace(path, 'it')).partition("can't be read as a film")
+        return f'film {row + 1} of {count}: {said}{reader}' + (words if names or not reader else ': damaged, or not a picture.')
+    lines = []
+    for line in page['faults']: # those of the library quote such a film
+        first = min((i for o in bad.fault if (i := line.find(o)) >= 0), default=None)
+        lines.append(line if first is None else line[:first].rstrip(' :') + '.')
+    more = [f'... and {len(bad) - most} more films.']*(len(bad) > most)
+    return lines, [told(int(o.row), o.fault) for o in bad[:most].itertuples()] + more
 
 # %% ../nbs/cli.ipynb #e051b260
 def audit(source='folder', # phantom, table, folder, pneumonia, nih ...: see `get_source`
@@ -594,26 +647,27 @@ def audit(source='folder', # phantom, table, folder, pneumonia, nih ...: see `ge
           size=64, # height of the films in pixels, for the look at shortcuts
           most=2000, # films that are opened at most, evenly spread
           names=False, # name the file of a film that can't be read
-         ) -> dict: # {films, counts, shortcuts, faults, out}
+          healthy='', # query for the healthy films; 'No Finding' when empty
+          columns='', # names of the table's columns that are not recognised, such as 'path=img patient=case'
+         ) -> dict: # {films, counts, shortcuts, unread, faults, out}
     "Look at a set of films; writes `audit.png` and `audit.json` into `out`."
     import matplotlib
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
     from lazyseg.audit import audit as look, draw_audit
     from lazyseg.data import get_source
-    from lazyseg.runs import check_source, whole_number
-    check_source(source, data, where), whole_number('most', most, 2), whole_number('size', size, 16)
-    how = {} if source == 'phantom' else dict(data=data or None, where=where or None)
-    films = get_source(source, disease=disease, **how)
+    from lazyseg.runs import check_source, source_options, whole_number
+    check_source(source, data, where, healthy=healthy, columns=columns), whole_number('most', most, 2), whole_number('size', size, 16)
+    films = get_source(source, disease=disease, **source_options(data, where, healthy, columns))
     page = look(films, size, most, draw=False)
-    for _, bad in page['files'][page['files'].fault != ''].iterrows(): # the page is shown to others
-        path = str(films.table.path.iloc[int(bad.row)])
-        page['faults'] = [line if names else line.replace(bad.fault, f'row {int(bad.row) + 1} of the table') for line in page['faults']]
+    unread = int((page['files'].fault != '').sum())
+    page['faults'], each = _name_faults(page, films, names)
     seen = page['files'].row[page['files'].fault == '']
     draw_audit(films, films.table.iloc[seen].reset_index(drop=True), page)
     with whole_file(Path(out)/'audit.png') as p: plt.gcf().savefig(p, dpi=110, format='png', metadata={'Software': None})
     found = dict(films=len(films), counts={k: {a: int(b) for a, b in v.items()} for k, v in page['counts'].T.to_dict().items()},
-                 shortcuts={k: round(float(v), 3) for k, v in page['shortcuts'].items()}, faults=page['faults'], out=str(out))
+                 shortcuts={k: round(float(v), 3) for k, v in page['shortcuts'].items()}, faults=page['faults'] + each,
+                 unread=unread, out=str(out))
     _write_json(Path(out)/'audit.json', found)
     return found
 
@@ -633,9 +687,10 @@ def _run_audit(json=False, quiet=False, **given):
     found = audit(**given)
     lines = [f"{found['films']} films: {found['counts']}",
              'The class can be told (AUROC, 0.5 is chance) from: ' + ', '.join(f'{k} {v:.2f}' for k, v in found['shortcuts'].items()),
-             *(found['faults'] or ['No faults found.']), f"Page: {found['out']}/audit.png"]
+             *(found['faults'] or ['No faults found.']), *['--names shows their paths.']*(found['unread'] > 0 and not given['names']),
+             f"Page: {found['out']}/audit.png"]
     _answer(found, json, lines)
-    return 0
+    return 3 if found['unread'] else 0
 
 # %% ../nbs/cli.ipynb #966efce2
 def write_phantom(disease='pneumonia', # pneumonia, edema, emphysema or hernia

@@ -12,8 +12,9 @@ __all__ = ['WAYS', 'HEAD', 'ABSENT', 'UNSURE', 'PRESENT', 'STATES', 'RULES', 'CO
            'figure_confusion', 'explore_panel']
 
 # %% ../nbs/08_several_diseases.ipynb #f4c2be2a
-import copy, hashlib, json
+import copy, hashlib, json, re
 from dataclasses import dataclass, field, replace
+from html import escape
 from types import SimpleNamespace
 from importlib.metadata import version
 from itertools import combinations
@@ -223,6 +224,7 @@ def measure_diagnosis(diseases, # K names
                            calibration_error=calibration_error(weights, p, y), missed=share(s == ABSENT, y),
                            falsely_present=share(s == PRESENT, ~y), unsure=share(s == UNSURE, every))
             out[name] = {key: with_interval(v) for key, v in metrics.items()} | dict(films=int(y.sum()))
+            out[name]['calibration_error'] |= dict(low=None, high=None) # absolute values: larger on every draw than they are
     return out
 
 # %% ../nbs/08_several_diseases.ipynb #6abfac43
@@ -249,8 +251,9 @@ _SHOWN = dict(auroc='AUROC', accuracy='accuracy', accuracy_of_no='accuracy of al
 
 def diagnosis_table(found:dict, # from `measure_diagnosis`
                    ) -> pd.DataFrame: # text, ready to show
-    "How good a diagnosis is: a column a disease, a row a measure, with intervals."
-    return pd.DataFrame({f"{d} ({row['films']} films)": {text: as_text(row[key]) for key, text in _SHOWN.items()}
+    "How good a diagnosis is: a column a disease, a row a measure, with intervals; older runs kept one of the calibration error, too."
+    tell = lambda key, r: as_text(r | dict(low=None, high=None) if key == 'calibration_error' else r)
+    return pd.DataFrame({f"{d} ({row['films']} films)": {text: tell(key, row[key]) for key, text in _SHOWN.items()}
                          for d, row in found.items()})
 
 # %% ../nbs/08_several_diseases.ipynb #517cd2cb
@@ -450,7 +453,7 @@ def prepare(self:Panel, film, # a path or an array
 def segment_each(self:Panel, films, # see `list_films`
                  lungs=None, # a mask a film, for views that need one; None in its place lets the network find them
                  batch_size:int=16, # films that go through the networks together
-                 bad:str='stop', # a film that can't be read: 'stop', or 'give' its `LazysegError` in its place and go on
+                 bad:str='stop', # a film that can't be read: 'stop', 'give' its `LazysegError` in its place, or 'skip' it
                 ): # yields `Diagnosed`
     "Results one by one, see `Segmenter`."
     return Segmenter.segment_each(self, films, lungs, batch_size, bad)
@@ -459,9 +462,10 @@ def segment_each(self:Panel, films, # see `list_films`
 def segment(self:Panel, films, # see `list_films`
             lungs=None, # a mask for one film, a list of masks for several, for views that need them; None lets the network find them
             batch_size:int=16, # films that go through the networks together
+            bad:str='stop', # one of many that can't be read: see `segment_each`
            ): # `Diagnosed`, or a list of them
     "Diagnose and segment one film or many, see `Segmenter`."
-    return Segmenter.segment(self, films, lungs, batch_size)
+    return Segmenter.segment(self, films, lungs, batch_size, bad)
 
 # %% ../nbs/08_several_diseases.ipynb #1498e9be
 @patch
@@ -570,7 +574,7 @@ def _read_panel(folder:Path) -> dict:
     if not 1 <= len(about['diseases']) <= 8:
         raise LazysegError(f"{file} names {len(about['diseases'])} diseases; a panel has one to eight.")
     for d in about['diseases']:
-        if (not isinstance(d, str) or Path(d).name != d or d in ('', '.', '..')
+        if (not isinstance(d, str) or not re.fullmatch(r'[\w .+-]+', d) or d in ('.', '..')
             or d not in about['models'] or about['diseases'].count(d) > 1):
             raise LazysegError(f"{file}: {repr(d)[:50]} is not the name of a model in this folder.")
     return about
@@ -627,7 +631,7 @@ def fit_one(films:Several, # all films
     "One disease's model, trained one way, and where it is cut by either."
     size = PANELS[one_of('profile', profile, PANELS)]
     part = one_disease(films, disease, way, seed)
-    batches = max(part.split('train').table.diseased.value_counts())//8
+    batches = max(1, max(part.split('train').table.diseased.value_counts())//8)
     scorer = fit_method(part, 'lazyseg', profile, seed, epochs=max(1, round(size['steps']*method('lazyseg').longer/batches)),
                         folder=folder and Path(folder)/f'{disease}-{way}',
                         width=size['width'], critic_width=size['critic_width'], batch_size=8)
@@ -665,7 +669,7 @@ def make_panel(films:Several, # all films
     for name, scorer in scorers.items():
         settings = SimpleNamespace(view='film', disease=name, source='phantom', seed=seed)
         models[name] = Segmenter.of_run(scorer, points[name], settings, one_disease(films, name, way, seed))
-    known = KnownFilms.of(films.split('train').film[:], films.split('valid').film[:])
+    known = KnownFilms.of(films.split('train').film, films.split('valid').film)
     return Panel(models, diagnosis, rule, dict(way=way, source='phantom', seed=seed, credit=films.credit), known, metrics)
 
 # %% ../nbs/08_several_diseases.ipynb #0615f3a0
@@ -755,7 +759,7 @@ def explore_panel(panel:Panel, # whose diseases are shown
     box = widgets.VBox([choice, text])
     def tell(change): # below the buttons: the diagnosis of the film that is shown
         r = found[change.new - 1]
-        text.value = ', '.join(f'<b>{d} {STATES[s]} {p:.2f}</b>' if s != ABSENT else f'{d} absent {p:.2f}'
+        text.value = ', '.join(f'<b>{escape(d)} {STATES[s]} {p:.2f}</b>' if s != ABSENT else f'{escape(d)} absent {p:.2f}'
                                for d, s, p in zip(panel.diseases, r.state, r.probability))
     def turn(change):
         if change.new not in boxes:

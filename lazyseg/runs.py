@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'FIRST_FILMS', 'MARKED', 'TRUTH', 'data_name', 'films_version', 'Settings', 'whole_number', 'yes_or_no',
-           'check_source', 'check_settings', 'check_names', 'hold', 'provenance', 'commit', 'write_metrics',
-           'read_metrics', 'already_there', 'get_run_source', 'get_films_aloud', 'aloud', 'get_run_films',
-           'figure_costs', 'outline', 'figure_cases', 'save_figure']
+           'check_source', 'source_options', 'check_settings', 'check_names', 'hold', 'provenance', 'commit',
+           'write_metrics', 'read_metrics', 'already_there', 'get_run_source', 'get_films_aloud', 'aloud',
+           'get_run_films', 'figure_costs', 'outline', 'figure_cases', 'save_figure']
 
 # %% ../nbs/runs.ipynb #77f9d8b5
 import ast, hashlib, io, json, os, platform, re, subprocess, sys, time, warnings
@@ -52,7 +52,7 @@ def films_version(disease:str, # one of `DISEASES`
 
 # %% ../nbs/runs.ipynb #af8ef214
 # Written down only where they differ, so that runs from before there was a choice still hold.
-_USUAL = dict(lung_masks='auto', bad='stop', device='auto')
+_USUAL = dict(lung_masks='auto', bad='stop', device='auto', healthy='', columns='')
 
 @dataclass
 class Settings:
@@ -73,6 +73,8 @@ class Settings:
     lung_masks: str = 'auto'  # whose lungs the network finds, where the view needs lungs: one of `LUNG_MASKS`
     bad: str = 'stop'  # a film that can't be read, or on which no lungs are found: 'stop', or 'skip' it
     device: str = 'auto'  # how a step is computed: 'auto', or one of `DEVICE_PROFILES` in the chapter on many machines
+    healthy: str = ''  # a query for the healthy films, such as 'Normal'; empty: 'No Finding'
+    columns: str = ''  # names of the table's columns that are not recognised, such as 'path=img patient=case'
 
     @property
     def folder(self) -> Path: # where this run writes
@@ -109,18 +111,42 @@ def check_source(source, # one of `SOURCES`, or another of the chapter on data
                  data, # folder or table of films
                  where, # query that keeps a part of it
                  device='auto', # one of `DEVICE_PROFILES`
+                 healthy='', # query for the healthy films
+                 columns='', # see `source_options`
                 ):
     "Refuse films of somebody's own that the phantom would not look at, and a device that is not there."
     if device == 'cuda' and not torch.cuda.is_available():
         raise LazysegError("device is 'cuda', and torch finds none here: give auto or cpu.")
-    if source == 'phantom' and (data or where):
-        raise LazysegError("data and where are for films of your own, and the source is 'phantom', which renders its films: "
-                           "name the source of yours as well, such as table or folder (--source).")
+    if source == 'phantom' and (data or where or healthy or columns):
+        raise LazysegError("data, where, healthy and columns are for films of your own, and the source is 'phantom', which renders its "
+                           "films: name the source of yours as well, such as table or folder (--source).")
+    source_options(columns=columns) # says what is wrong with them
+
+def source_options(data='', # folder or table of films
+                   where='', # query that keeps a part of it
+                   healthy='', # query for the healthy films, such as 'Normal'
+                   columns='', # 'path=img patient=case': house's name=name in the table; a name may hold spaces
+                  ) -> dict: # for `get_source`, which has a default for what is empty
+    "How films of somebody's own are asked for."
+    pairs = re.split(r'\s+(?=\w+=)', columns.strip()) if columns.strip() else []
+    named = dict(p.split('=', 1) for p in pairs if re.match(r'\w+=.', p))
+    if len(named) < len(pairs):
+        raise LazysegError(f"columns is {columns!r}; it has to be pairs such as path=img patient=case, each name once.")
+    return {k: v for k, v in dict(data=data, where=where, healthy=healthy, columns=named).items() if v}
+
+def _place(data) -> str: # absolute; empty where nothing is given
+    "Where films are. A relative path starts from the project's root, or where this process does: under papermill, where that was started."
+    if not data: return ''
+    places = list(dict.fromkeys(o/Path(data).expanduser() for o in (project_root(), Path.cwd())))
+    there = [p for p in places if p.exists()]
+    if not there: raise LazysegError(f"data is {' or '.join(map(str, places))}, which does not exist. Give an absolute path.")
+    if len(there) > 1: raise LazysegError(f"data is {there[0]} or {there[1]}, and both exist: give an absolute path.")
+    return str(there[0])
 
 # %% ../nbs/runs.ipynb #091c3ef6
 def check_settings(disease='pneumonia', # one of `DISEASES`, or a label of the films
                    source='phantom', # one of `SOURCES`
-                   data='', # the films' folder or table, for any source but the phantom
+                   data='', # the films' folder or table, for any source but the phantom; from the project's root, or from where one stands
                    where='', # a query that keeps a part of the table
                    view='film', # one of `VIEWS`
                    method='lazyseg', # one of `METHODS`
@@ -134,12 +160,14 @@ def check_settings(disease='pneumonia', # one of `DISEASES`, or a label of the f
                    lung_masks='auto', # one of `LUNG_MASKS`
                    bad='stop', # at a film that can't be read: 'stop' or 'skip' it
                    device='auto', # how a step is computed: auto, or one of `DEVICE_PROFILES`
+                   healthy='', # a query for the healthy films; empty: 'No Finding'
+                   columns='', # names of the table's columns that are not recognised: see `source_options`
                   ) -> Settings:
     "Check every parameter of a run; paths are taken from the project's root. Wrong ones raise a `LazysegError`."
     if profile == 'auto': profile = 'gpu' if torch.cuda.is_available() else 'cpu'
     one_of('profile', profile, PROFILES), one_of('method', method, METHODS), one_of('source', source, SOURCES)
     one_of('view', view, VIEWS), one_of('lung_masks', lung_masks, LUNG_MASKS), one_of('bad', bad, ('stop', 'skip'))
-    one_of('device', device, ('auto', *DEVICE_PROFILES)), check_source(source, data, where, device)
+    one_of('device', device, ('auto', *DEVICE_PROFILES)), check_source(source, data, where, device, healthy, columns)
     if source == 'phantom':
         one_of('disease', disease, DISEASES)
         if credit: raise LazysegError("credit is for films of your own: the phantom names its CT itself.")
@@ -147,12 +175,9 @@ def check_settings(disease='pneumonia', # one of `DISEASES`, or a label of the f
     if not str(disease).strip(): raise LazysegError("disease is empty. Name the label that diseased films carry.")
     size = whole_number('size', size, 0) or PROFILES[profile]['size']
     if size % 8 or size < 16: raise LazysegError(f"size is {size}; it has to be divisible by 8 and at least 16, for example 64 or 128.")
-    if data:
-        data = project_root()/Path(data).expanduser()
-        if not data.exists(): raise LazysegError(f"data is {data}, which does not exist.")
-    return Settings(disease, source, str(data), where, view, method, size, profile,
+    return Settings(disease, source, _place(data), where, view, method, size, profile,
                     whole_number('epochs', epochs, 0), whole_number('seed', seed, 0), str(project_root()/Path(out).expanduser()),
-                    str(credit).strip(), yes_or_no('pictures', pictures), lung_masks, bad, device)
+                    str(credit).strip(), yes_or_no('pictures', pictures), lung_masks, bad, device, healthy, columns)
 
 # %% ../nbs/runs.ipynb #202bb49f
 def check_names(cells:list, # the sources of the cells run so far: `In`
@@ -232,7 +257,7 @@ def get_run_source(settings:Settings, # of the run
                   ) -> Source:
     "The table of films that `settings` name."
     if settings.source == 'phantom': how = dict(n=PROFILES[settings.profile]['films'], size=settings.size, seed=settings.seed)
-    else: how = dict(data=settings.data, where=settings.where or None, seed=settings.seed)
+    else: how = source_options(settings.data, settings.where, settings.healthy, settings.columns) | dict(seed=settings.seed)
     if settings.credit: how['credit'] = settings.credit
     return aloud(get_source, settings.source, disease=settings.disease, **how)
 

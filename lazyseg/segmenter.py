@@ -10,7 +10,7 @@ __all__ = ['GROUPS', 'FAR', 'STRIPES', 'FORMAT', 'NOTE', 'BIGGEST_FILE', 'KNOWN'
            'explore']
 
 # %% ../nbs/09_your_films.ipynb #53e9d8db
-import hashlib, io, json, os, re, time
+import hashlib, io, json, os, re, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from html import escape
@@ -174,6 +174,11 @@ GROUPS = (16*16, 9, len(_BANDS) - 1) # numbers that describe a film: its picture
 def describe_films(films:np.ndarray, # (N, H, W) uint8
                   ) -> np.ndarray: # (N, 270) float32
     "What tells kinds of pictures apart: 16 x 16 pixels, quantiles of the grey values, power at five spatial frequencies."
+    pieces = np.array_split(films, max(1, -(-len(films)//1024))) # their spectra fill many times the memory of the films
+    return np.concatenate([_describe(f) for f in pieces])
+
+def _describe(films:np.ndarray) -> np.ndarray: # (N, H, W) uint8 -> (N, 270) float32
+    "A piece of them."
     films = np.asarray(films, np.float32)/255
     n, h, w = films.shape
     small = np.stack([resize(f, 16, 16) for f in films]).reshape(n, -1)
@@ -374,10 +379,10 @@ class Segmenter:
         about = dict(choices=asdict(scorer.learn.model.m), name=scorer.name, size=films.film.shape[1], width=films.film.shape[2],
                      view=settings.view, disease=settings.disease, source=settings.source, seed=settings.seed,
                      credit=films.credit, lungs=lung_counts(films), # and whose films are its training's: see `lazyseg evaluate`
-                     trained_on=dict(data=data_name(getattr(settings, 'data', '')), where=getattr(settings, 'where', ''),
-                                     seed=settings.seed),
+                     trained_on=dict(data=data_name(getattr(settings, 'data', '')), seed=settings.seed,
+                                     **{k: getattr(settings, k, '') for k in ('where', 'healthy', 'columns')}),
                      films={('diseased' if sick else 'healthy'): dict(films=int(n), patients=int(p)) for sick, n, p in count.itertuples()})
-        known = KnownFilms.of(films.split('train').film[:], held_out.film[:]) if len(films.split('train')) >= 10 else None
+        known = KnownFilms.of(films.split('train').film, held_out.film) if len(films.split('train')) >= 10 else None
         return cls(scorer, point, about, known, metrics)
     @property
     def size(self): return self.about['size'], self.about['width'] # (h, w) that the model sees
@@ -401,7 +406,16 @@ def prepare(self:Segmenter, film, # a path or an array
     place = Place.of(grey, h, w, view, lungs)
     if view != 'film': place.lungs_from = 'mask' if given else 'network'
     parts = dict(film=grey) | ({} if view == 'film' else dict(lungs=lungs))
-    return make_view(parts, h, w, view)['film'], place, notes
+    return make_view(parts, h, w, view)['film'], place, notes + _shape_notes(place, h, w, view)
+
+def _shape_notes(place:Place, h:int, w:int, view:str) -> list: # of strings
+    "What is odd about a film's size, for a model that looks at (h, w) pixels of it."
+    (H, W), (l, t, r, b) = place.shape, place.box or (0, 0, *place.shape[::-1])
+    notes = [f'has {W} x {H} pixels, fewer than the {w} x {h} that the model looks at'] if H < h or W < w else []
+    for long, short, way, side, seen in ((W, H, 'wide as high', 'width', (r - l)/W), (H, W, 'high as wide', 'height', (b - t)/H)):
+        if long > 2*short: notes.append(f'is {long/short:.1f} times as {way}, as few films of a chest are')
+        elif view == 'film' and seen < .5: notes.append(f"is not seen whole: the model looks at {100*seen:.0f}% of its {side}")
+    return notes
 
 # %% ../nbs/09_your_films.ipynb #66b3864c
 @patch
@@ -445,10 +459,10 @@ def judge(self:Segmenter, prepared:list, # of (view, place, notes)
 def segment_each(self:Segmenter, films, # see `list_films`
                  lungs=None, # a mask a film, for views that need one; None in its place lets the network find them
                  batch_size:int=16, # films that go through the networks together
-                 bad:str='stop', # a film that can't be read: 'stop', or 'give' its `LazysegError` in its place and go on
+                 bad:str='stop', # a film that can't be read: 'stop', 'give' its `LazysegError` in its place, or 'skip' it with a warning
                 ): # yields `Segmented`
     "Results one by one, so that a folder of any size fits into memory."
-    one_of('bad', bad, ('stop', 'give'))
+    one_of('bad', bad, ('stop', 'give', 'skip'))
     films = list_films(films)[0]
     batch_size = max(1, min(batch_size, 2**20//np.prod(self.size))) # 16 films of 256 px: what the networks keep at a time fits in memory
     lungs = [None]*len(films) if lungs is None else list(lungs)
@@ -463,17 +477,21 @@ def segment_each(self:Segmenter, films, # see `list_films`
             if faults and bad == 'stop': raise faults[0]
             good = [p for p in batch if not isinstance(p, LazysegError)]
             results = iter(self.judge(good) if good else [])
-            for p in batch: yield p if isinstance(p, LazysegError) else next(results)
+            for p in batch:
+                if not isinstance(p, LazysegError): yield next(results)
+                elif bad == 'give': yield p
+                else: warnings.warn(f'A film is left out: {p}')
 
 # %% ../nbs/09_your_films.ipynb #c4785986
 @patch
 def segment(self:Segmenter, films, # see `list_films`
             lungs=None, # a mask for one film, a list of masks for several, for views that need them; None lets the network find them
             batch_size:int=16, # films that go through the networks together
+            bad:str='stop', # one of many that can't be read: see `segment_each`
            ): # `Segmented`, or a list of them
     "Segment one film, given as an array or a path, or many: a list, a folder, `Films`."
     one = list_films(films)[1]
-    found = list(self.segment_each(films, [lungs] if one and lungs is not None else lungs, batch_size))
+    found = list(self.segment_each(films, [lungs] if one and lungs is not None else lungs, batch_size, 'stop' if one else bad))
     return found[0] if one else found
 
 # %% ../nbs/09_your_films.ipynb #d2f997f1

@@ -118,6 +118,30 @@ def test_a_lung_mask_that_two_films_claim_is_refused(kept, tmp_path, capsys):
     assert "named like several films" in capsys.readouterr().err
 
 
+def test_names_that_scanners_give_are_kept_whole(kept, tmp_path):
+    films, masks = tmp_path / "films", tmp_path / "lungs"
+    films.mkdir(), masks.mkdir()
+    for i, film in enumerate(lungs_like(2, 48)):
+        write_dicom(films / f"1.2.840.113619.2.5.10.{i}", film)
+        Image.fromarray(film).save(masks / f"1.2.840.113619.2.5.10.{i}.png")
+    assert segment(films, kept, tmp_path / "out", "--names", "--lungs", str(masks)) == 0
+    assert [r["film"] for r in rows(tmp_path / "out")] == ["1.2.840.113619.2.5.10.0", "1.2.840.113619.2.5.10.1"]
+    assert all("-" in r["made_of"] for r in rows(tmp_path / "out")), "each was marked with its own lung mask"
+
+
+def test_a_file_that_was_not_read_is_not_done_because_another_holds_the_same_bytes(kept, tmp_path, capsys):
+    films, out = tmp_path / "films", tmp_path / "out"
+    films.mkdir()
+    Image.fromarray(FILM).save(films / "a.jpg")
+    for name in ("b.dcm", "c.jpg"): (films / name).write_bytes((films / "a.jpg").read_bytes())
+    for more in ([], [], ["--names"], ["--names"]):
+        assert segment(films, kept, out, *more) == 3
+        assert [bool(r["fault"]) for r in sorted(rows(out)[:3], key=lambda r: int(r["number"]))] == [False, True, False]
+        assert len({r["film"] for r in rows(out)}) == len(rows(out)), "a row and a mask for each"
+    (films / "a.jpg").unlink(), (films / "c.jpg").unlink()
+    assert segment(films, kept, out) == 1
+
+
 def test_nobody_is_given_the_marks_of_somebody_of_the_same_name(kept, tmp_path, capsys):
     for who, film in (("anna", FILM), ("bert", 255 - FILM)):
         (tmp_path / who).mkdir()
@@ -323,10 +347,27 @@ def test_evaluate_and_audit_on_files_of_the_phantom(kept, tmp_path, capsys, monk
     assert cli.main(["evaluate", str(kept), *source, "--split", "valid"]) == 1
     next((tmp_path / "ph/films").glob(f"hernia-v{VERSIONS['hernia']}-*-00003.png")).write_bytes(b"no picture")
     capsys.readouterr()
-    assert cli.main(["audit", *source, "-o", str(tmp_path / "audit"), "--json"]) == 0
+    assert cli.main(["audit", *source, "-o", str(tmp_path / "audit"), "--json"]) == 3
     page = json.loads(capsys.readouterr().out)
     assert page["films"] == 8 and "all" in page["shortcuts"] and Image.open(tmp_path / "audit/audit.png").size[0] > 300
     assert any("can't be read" in f and "00003" not in f for f in page["faults"])
+
+
+def test_an_audit_says_what_is_wrong_with_each_film_and_not_whose_it_is(tmp_path, capsys):
+    for kind, shade in (("healthy", 0), ("diseased", 50)):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        for i, film in enumerate(lungs_like(12, 32, seed=shade)): Image.fromarray(film).save(tmp_path / "data" / kind / f"RossiMaria{shade + i}.png")
+    (tmp_path / "data/healthy/RossiMaria3.png").write_bytes(b"")
+    (tmp_path / "data/diseased/RossiMaria54.png").write_bytes(b"no picture of RossiMaria")
+    ask = ["audit", "--data", str(tmp_path / "data"), "-o", str(tmp_path / "audit")]
+    assert cli.main(ask) == 3
+    said = capsys.readouterr().out
+    assert "2 of 24 films opened can't be read." in said and "it is empty." in said and "damaged, or not a picture" in said and "of the table" not in said
+    assert "Rossi" not in said + (tmp_path / "audit/audit.json").read_text() and json.loads((tmp_path / "audit/audit.json").read_text())["unread"] == 2
+    assert cli.main([*ask, "--names"]) == 3 and "healthy/RossiMaria3.png is empty." in capsys.readouterr().out
+    for i in range(11): (tmp_path / f"data/healthy/RossiMaria{i}.png").write_bytes(b"")
+    cli.main([*ask, "--most", "24"])
+    assert capsys.readouterr().out.count("it is empty.") <= 10
 
 
 @pytest.mark.parametrize("source, seed", [("table", 3), ("phantom", 4)])
@@ -340,13 +381,61 @@ def test_a_model_is_measured_with_the_seed_of_its_split_and_on_other_phantom_fil
 
 
 def test_it_is_said_where_training_patients_may_be_among_those_measured(model, tmp_path, capsys):  # noqa: F811
-    cli.main(["phantom", "hernia", "-n", "4", "--size", "32", "-o", str(tmp_path / "ph")])
+    cli.main(["phantom", "hernia", "-n", "12", "--size", "32", "-o", str(tmp_path / "ph")])
     data = tmp_path / "ph/films.csv"
-    kept = replace(model, about=model.about | dict(trained_on=dict(data=data_name(str(data)), where="", seed=model.about["seed"]))).save(tmp_path / "model")
-    for more, said in (([], False), (["--where", "view == view" if "view" in data.read_text() else "patient == patient"], True), (["--seed", "77"], True)):
+    table = pd.read_csv(data)
+    table.assign(split=["train", "train", "valid", "valid", "test", "test"] * 4).to_csv(data, index=False)
+    trained_on = dict(data=data_name(str(data)), where="", seed=model.about["seed"])
+    kept = replace(model, about=model.about | dict(source="table", disease="hernia", trained_on=trained_on)).save(tmp_path / "model")
+    for more, said, part in (([], False, "test"), (["--where", "patient == patient"], True, "test"), (["--seed", "77"], True, "test"), (["--healthy", "without hernia"], True, "test"),
+                             (["--split", "train"], True, "training"), (["--split", "valid"], True, "validation"), (["--split", "all"], True, "healthy")):
         capsys.readouterr()
-        assert cli.main(["evaluate", str(kept), "--source", "table", "--data", str(data), "--disease", "hernia", "--split", "all", *more]) == 0
-        assert ("training patients" in capsys.readouterr().out) == said, more
+        assert cli.main(["evaluate", str(kept), "--source", "table", "--data", str(data), *more]) == 0
+        out = capsys.readouterr().out
+        assert ("training patients" in out) == said and f"{part} films of" in out, more
+
+
+SAME = dict(source="table", disease="Mass", split="test", seed=3, data="films.csv sha256:0", where="", healthy="", columns="")
+
+
+@pytest.mark.parametrize("asked, sure", [({}, True), (dict(disease="Hernia"), False), (dict(split="all"), False), (dict(split="train"), False), (dict(source="folder"), False), (dict(seed=4), False),
+                                         (dict(healthy="Normal"), False), (dict(columns="path=img"), False), (dict(data=""), False)])
+def test_only_the_test_part_of_its_own_split_is_unseen_by_a_model(asked, sure):
+    "Another disease gives another split, and so do other healthy films."
+    about = dict(source="table", disease="Mass", seed=3, trained_on=dict(data="films.csv sha256:0", where="", seed=3))
+    assert cli._is_unseen(about, **SAME | asked) == sure
+    assert not cli._is_unseen({k: v for k, v in about.items() if k != "trained_on"} | dict(trained_on="?" * bool(asked)), **SAME | asked), "who does not say it is not known"
+
+
+@pytest.mark.parametrize("asked, sure", [(dict(seed=4, split="all"), True), (dict(seed=3, split="test"), True), (dict(seed=3, split="train"), False), (dict(seed=3, split="all"), False), (dict(seed=3, disease="edema"), False)])
+def test_a_phantom_of_the_same_seed_is_seen_but_for_its_test_part(asked, sure):
+    about = dict(source="phantom", disease="hernia", seed=3, trained_on=dict(data="", where="", seed=3))
+    assert cli._is_unseen(about, **SAME | dict(source="phantom", data="", disease="hernia") | asked) == sure
+
+
+def test_a_model_of_ones_own_films_is_not_measured_on_the_phantom_by_accident(model, tmp_path, capsys):  # noqa: F811
+    kept = replace(model, about=model.about | dict(source="table", disease="Infiltration")).save(tmp_path / "model")
+    assert cli.main(["evaluate", str(kept)]) == 1
+    said = capsys.readouterr().err
+    assert "learned 'Infiltration' from films of somebody's own" in said and "--source and --data" in said
+
+
+def test_a_table_may_call_healthy_films_and_columns_otherwise(model, tmp_path, capsys):  # noqa: F811
+    rows = []
+    for i, film in enumerate(lungs_like(24, 32)):
+        Image.fromarray(film).save(tmp_path / f"{i}.png")
+        rows.append(dict(img=f"{i}.png", case=f"p{i}", finding=("Normal", "Mass")[i % 2], split=("train", "valid", "test")[i // 2 % 3]))
+    pd.DataFrame(rows).to_csv(tmp_path / "films.csv", index=False)
+    kept, words = model.save(tmp_path / "model"), ["--healthy", "Normal", "--columns", "path=img", "patient=case"]
+    source = ["--source", "table", "--data", str(tmp_path / "films.csv"), "--disease", "Mass"]
+    assert cli.main(["evaluate", str(kept), *source, *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"]["lazyseg"]["about"]["films"] == 8
+    assert cli.main(["audit", *source, *words, "-o", str(tmp_path / "audit")]) == 0
+    lines = cli.sweep_lines(["Mass"], ["lazyseg"], [0], source="table", data="films.csv", healthy="Normal", columns="path=img patient=case")
+    given = cli.parser().parse_args(lines[0][1:])
+    assert (given.healthy, given.columns) == ("Normal", "path=img patient=case")
+    for wrong, said in ((["--healthy", "Well"], "No film carries the label 'well'"), (["--columns", "img"], "path=img patient=case"), (["--columns", "path=image"], "'image'")):
+        assert cli.main(["evaluate", str(kept), *source, *words, *wrong]) == 1 and said in capsys.readouterr().err
 
 
 def test_paths_that_somebody_types_begin_where_they_stand(tmp_path, monkeypatch):

@@ -56,12 +56,41 @@ def change(folder, **what):
 
 @pytest.mark.parametrize("what, said", [
     (dict(diseases=["../panel/pneumonia", "edema"]), "is not the name of a model"), (dict(diseases=["/etc", "edema"]), "is not the name of a model"),
+    (dict(diseases=["<img src=x onerror=alert(1)>"], models={"<img src=x onerror=alert(1)>": "0"}), "is not the name of a model"),
     (dict(diseases=[]), "names 0 diseases"), (dict(diseases=["edema", "edema"]), "is not the name of a model"), (dict(rule="loudest"), "Choose one of: both"),
     (dict(diseases=["edema"]), "asks for"),
     (dict(files={}), "not the file that was saved"), (dict(models={"pneumonia": "0", "edema": "0"}), "not the file that was saved with this panel"), (dict(format=99), "another format")])
 def test_a_changed_panel_is_refused(folder, what, said):
     change(folder, **what)
     with pytest.raises(LazysegError, match=said): load_model(folder)
+
+
+def test_a_name_is_text_in_the_hand(panel):
+    pytest.importorskip("ipywidgets")
+    from lazyseg.panel import explore_panel
+    names = {"a <b> & c": panel.segmenters["pneumonia"], "edema": panel.segmenters["edema"]}
+    box = explore_panel(replace(panel, segmenters=names, diagnosis=replace(panel.diagnosis, diseases=tuple(names))), [fuzz.FILM])
+    assert "a &lt;b&gt; &amp; c" in box.children[1].value and "<b> &" not in box.children[1].value
+
+
+def test_a_handful_of_films_is_enough_to_start(monkeypatch):
+    import lazyseg.panel as P
+    asked = []
+    monkeypatch.setattr(P, "fit_method", lambda *what, epochs, **how: asked.append(epochs) or (_ for _ in ()).throw(LazysegError("far enough")))
+    films = P.several_films(40, 32)
+    few = films[np.concatenate([np.flatnonzero((films.table.split == "train") & k)[:3] for k in (films.has[:, 0], ~films.has.any(1))])]
+    with pytest.raises(LazysegError, match="far enough"): P.fit_one(few, "pneumonia", "healthy", "smoke")
+    assert asked[0] >= 1
+
+
+def test_a_calibration_error_has_no_interval_that_it_lies_outside_of():
+    from lazyseg.panel import diagnosis_table, measure_diagnosis
+    rng = np.random.default_rng(0)
+    p = rng.random((300, 1))
+    found = measure_diagnosis(["edema"], p, np.ones((300, 1), int), rng.random((300, 1)) < p, np.arange(300), n_boot=50)["edema"]
+    assert found["calibration_error"]["value"] > 0 and found["calibration_error"]["low"] is None and found["auroc"]["low"] < found["auroc"]["value"]
+    kept = dict(edema=found | dict(calibration_error=dict(value=.04, low=.05, high=.06))) # as older runs wrote it
+    assert diagnosis_table(kept).loc["calibration error"].tolist() == ["0.04"]
 
 
 def test_damaged_files_are_refused(folder):

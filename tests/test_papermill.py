@@ -89,6 +89,21 @@ def test_from_another_folder_with_true_and_false_as_words(checkout, tmp_path):
     assert (folder / "model/weights.safetensors").is_file() and not (folder / "figures/cases.png").exists()
 
 
+def test_a_relative_table_lies_where_papermill_is_started(checkout, tmp_path):
+    "Or in the project's root; where both have one, or neither, it is not guessed."
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "tab").mkdir(parents=True)
+    ask = ["-p", "source", "table", "-p", "disease", "Mass", "-p", "profile", "smoke", "-p", "data", "tab/plain.csv"]
+    run = lambda: papermill(checkout / "nbs/train.ipynb", "run.ipynb", *ask, cwd=elsewhere, env=environment(checkout)).stderr
+    said = run()
+    assert f"{checkout}/tab/plain.csv or {elsewhere}/tab/plain.csv, which does not exist. Give an absolute path" in said, said[-2000:]
+    (elsewhere / "tab/plain.csv").write_text("path,patient,labels\n")
+    assert "The table has no rows" in run()
+    (checkout / "tab").mkdir()
+    (checkout / "tab/plain.csv").write_text("")
+    assert "both exist: give an absolute path" in run()
+
+
 def test_without_a_ct_and_without_a_network_it_says_what_to_do(tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(NO_NETWORK)

@@ -10,7 +10,7 @@ nbformat = pytest.importorskip("nbformat")
 from lazyseg.cli import headline, main, train
 from lazyseg.core import LazysegError, project_root
 from lazyseg.phantom import VERSIONS
-from lazyseg.runs import already_there, check_settings, data_name, write_metrics
+from lazyseg.runs import already_there, check_settings, data_name, get_run_source, write_metrics
 
 pytestmark = pytest.mark.dev
 NOTEBOOK = project_root() / "nbs" / "train.ipynb"
@@ -73,6 +73,31 @@ def test_a_kept_run_on_films_that_the_phantom_draws_otherwise_by_now_is_made_ane
             write_metrics(there.folder, dict(settings=said))
             assert already_there(there) == believed, (disease, said)
     assert "phantom" not in check_settings("pneumonia", "table", data=__file__).recorded() # films of others have no version
+
+
+def test_a_run_that_died_before_it_kept_its_model_is_not_finished(tmp_path):
+    "Nor do the numbers of an earlier run stand beside another's model."
+    asked = dict(disease="pneumonia", profile="smoke", out=str(tmp_path))
+    earlier = check_settings(**asked, seed=7)
+    write_metrics(earlier.folder, dict(settings=earlier.recorded()))
+    (earlier.folder / "model").write_text("a file, where the folder has to go")
+    with pytest.raises(LazysegError, match="run stopped"): run(tmp_path)
+    assert not already_there(check_settings(**asked)) and not already_there(earlier)
+
+
+def test_healthy_and_columns_shape_a_run_as_where_does(tmp_path):
+    table = tmp_path / "films.csv"
+    table.write_text("img,case,finding\n" + "".join(f"{i}.png,p{i},{('Normal', 'Mass')[i % 2]}\n" for i in range(20)))
+    asked = dict(disease="Mass", source="table", data=str(table), profile="smoke", out=str(tmp_path))
+    usual, own = check_settings(**asked), check_settings(**asked, healthy="Normal", columns="path=img patient=case")
+    assert len(get_run_source(own)) == 20 and get_run_source(own).table.diseased.sum() == 10
+    with pytest.raises(LazysegError): get_run_source(usual)
+    assert own.recorded()["healthy"] == "Normal" and "healthy" not in usual.recorded() and "columns" not in usual.recorded(), "kept runs from before hold"
+    for there, other in ((usual, own), (own, usual)):
+        write_metrics(there.folder, dict(settings=there.recorded()))
+        assert already_there(there) and not already_there(other)
+    for wrong in (dict(columns="img"), dict(columns="path=")):
+        with pytest.raises(LazysegError, match="path=img patient=case"): check_settings(**asked | wrong)
 
 
 def test_another_seed_gives_other_weights(smoke, tmp_path):

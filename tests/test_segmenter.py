@@ -279,6 +279,44 @@ def test_a_turned_film_is_found_though_it_is_near(tmp_path):
         assert np.mean(found) > np.mean(far > S.FAR) - .02 and np.mean(found) > .9, (reason, np.mean(found), np.mean(far > S.FAR))
 
 
+def test_many_films_are_described_as_few_are_and_in_pieces(monkeypatch):
+    "To the bit, and with memory that does not grow with their number."
+    films, sizes, piece = np.random.default_rng(0).integers(0, 256, (2500, 32, 32), dtype=np.uint8), [], S._describe
+    monkeypatch.setattr(S, "_describe", lambda f: sizes.append(len(f)) or piece(f))
+    assert np.array_equal(S.describe_films(films), piece(films)) and np.array_equal(S.describe_films(films[:1025]), piece(films[:1025]))
+    assert np.array_equal(S.describe_films(films[:1]), piece(films[:1])) and max(sizes) <= 1024
+
+
+@pytest.mark.parametrize("shape, said", [((20, 18), "has 18 x 20 pixels, fewer than the 32 x 32"), ((40, 120), "3.0 times as wide as high"), ((200, 90), "2.2 times as high as wide"), ((40, 70), ""), ((64, 64), "")])
+def test_a_film_that_the_model_hardly_sees_is_named(model, shape, said):
+    notes = model.prepare(np.resize(FILM, shape))[2]
+    assert len(notes) == bool(said) and said in "".join(notes)
+
+
+def test_a_part_of_a_film_is_named_as_one(model):
+    wide = replace(model, about=model.about | dict(size=16, width=32))
+    assert wide.prepare(np.resize(FILM, (90, 64)))[2] == ["is not seen whole: the model looks at 36% of its height"] and not wide.prepare(FILM)[2]
+
+
+def test_one_bad_film_does_not_cost_the_others(model, tmp_path):
+    for i in range(3): Image.fromarray(np.roll(FILM, i)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    with pytest.raises(LazysegError, match="1.png"): model.segment(tmp_path)
+    with pytest.warns(UserWarning, match="left out: .*1.png"): assert len(model.segment(tmp_path, bad="skip")) == 2
+    assert [isinstance(r, LazysegError) for r in model.segment(tmp_path, bad="give")] == [False, True, False]
+    with pytest.raises(LazysegError, match="1.png"): model.segment(tmp_path / "1.png", bad="skip") # alone, it can't be left out
+
+
+def test_a_model_notes_how_its_films_were_asked_for(model):
+    import pandas as pd
+    from lazyseg.data import Films
+    films = Films(lungs_like(4, 32), pd.DataFrame(dict(path=list("abcd"), patient=list("abcd"), labels="", diseased=[False, True] * 2, split=["train", "train", "valid", "valid"])))
+    scorer = GeneratorScorer(model.scorer.generator, model.scorer.map)
+    scorer.learn = SimpleNamespace(model=SimpleNamespace(m=method("lazyseg")))
+    settings = SimpleNamespace(view="film", disease="Mass", source="table", seed=3, data="", where="a == 1", healthy="Normal", columns="path=img")
+    assert Segmenter.of_run(scorer, model.point, settings, films).about["trained_on"] == dict(data="", where="a == 1", seed=3, healthy="Normal", columns="path=img")
+
+
 def test_a_negative_of_another_kind_of_film_is_far_and_named():
     films = lungs_like(200, 64, seed=4)
     known = S.KnownFilms.of(films[:120], films[120:180])
