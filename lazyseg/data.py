@@ -14,12 +14,12 @@ __all__ = ['BIGGEST_TEXT', 'TRUTHS', 'COLUMNS', 'KERMANY_CREDIT', 'NIH_CREDIT', 
            'lung_counts', 'read_all', 'cut_films', 'augment_batch', 'UnpairedLoader', 'unpaired_loaders']
 
 # %% ../nbs/01_data.ipynb #39c074eb
-import ast, csv, ctypes, gc, gzip, hashlib, io, json, math, mmap, os, re, shutil, tempfile, warnings, zipfile
+import ast, csv, ctypes, gc, gzip, hashlib, io, json, math, mmap, operator, os, re, shutil, tempfile, warnings, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Callable
 
@@ -536,25 +536,88 @@ def name_columns(table:pd.DataFrame, # a film a row, under its own column names
     clash = [k for k, v in columns.items() if k in table and v != k]
     return table.drop(columns=clash).rename(columns=taken)
 
+# %% ../nbs/01_data.ipynb #5a1e77c1
+_COMPARE = {ast.Eq: operator.eq, ast.NotEq: operator.ne,
+            ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
+
+def _ask(node, # of the tree of a condition
+         column, # gives a column by its name
+        ): # a column, a column of yes and no, or a value
+    "What a part of a condition comes to."
+    ask = partial(_ask, column=column)
+    if isinstance(node, ast.Name): return column(node.id)
+    if isinstance(node, ast.Constant): return node.value
+    if isinstance(node, (ast.List, ast.Tuple)): return [ask(o) for o in node.elts]
+    if isinstance(node, ast.UnaryOp): return ~_yes_or_no(ask(node.operand)) if isinstance(node.op, ast.Not) else -ask(node.operand)
+    if isinstance(node, ast.BoolOp):
+        both = operator.and_ if isinstance(node.op, ast.And) else operator.or_
+        return reduce(both, [_yes_or_no(ask(o)) for o in node.values])
+    sides = [ask(o) for o in (node.left, *node.comparators)]
+    return reduce(operator.and_, [_compare(type(op), a, b) for op, a, b in zip(node.ops, sides, sides[1:])])
+
+def _yes_or_no(asked):
+    if isinstance(asked, pd.Series) and asked.isin([True, False]).all(): return asked.astype(bool)
+    raise LazysegError("it does not ask anything of every row")
+
+# %% ../nbs/01_data.ipynb #5a1e77c2
+def _numbers(values): # numbers, NaN where a row has none; None where something else is written
+    "Numbers that a table holds as text, as one read from a file does; an age may be written as for `years`."
+    if isinstance(values, list): return values if all(isinstance(o, (int, float)) for o in values) else None
+    if not isinstance(values, pd.Series):
+        try: return float(values)
+        except (TypeError, ValueError): return None
+    if pd.api.types.is_numeric_dtype(values): return values
+    text = values.astype(str).where(values.notna(), '').str.strip()
+    numbers = pd.to_numeric(text, errors='coerce')
+    if str(values.name).strip().lower() in COLUMNS['age']: numbers = numbers.fillna(text.map(years))
+    return numbers if numbers.notna().any() and (numbers.notna() | (text == '')).all() else None
+
+def _compare(op, a, b): # columns or values, one a column at least
+    """One comparison, row by row: as numbers where one side is a number, or where it is asked which is more,
+    and the other side holds nothing else. '007' is not 7 where a string is asked for."""
+    if not isinstance(a, pd.Series) and (op in (ast.Eq, ast.NotEq) or not isinstance(b, list)):
+        a, b, op = b, a, {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE}.get(op, op)
+    more = op in (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+    if more or not isinstance(b, (str, bool, pd.Series)):
+        numbers = _numbers(a), _numbers(b)
+        if all(o is not None for o in numbers): a, b = numbers
+        elif more and isinstance(b, (int, float)):
+            odd = next((o for o in a if o != '' and _numbers(o) is None), '')
+            raise LazysegError(f"{brief(b)} is compared with {a.name!r}, where {brief(odd)} is written, which is no number")
+    if not more and isinstance(b, (str, list)) or op in (ast.In, ast.NotIn):
+        found = a.isin([b] if isinstance(b, str) else b)
+        return ~found if op in (ast.NotEq, ast.NotIn) else found
+    return _COMPARE[op](a, b)
+
 # %% ../nbs/01_data.ipynb #ab8e75d6
 _PLAIN = (ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.USub, ast.Compare, ast.cmpop,
           ast.Name, ast.Constant, ast.List, ast.Tuple, ast.Load)
+_STRING_OR_NAME = r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|`[^`]*`"""
 
 def pick_rows(table:pd.DataFrame, # a film a row
-              where:str, # "view == 'PA' and split != 'test'", "dataset in ('a', 'b')", "`Patient Gender` == 'F'"
+              where:str, # "view == 'PA' and split != 'test'", "age > 18", "dataset in ('a', 'b')", "`Patient Gender` == 'F'"
+              own:pd.DataFrame=None, # the same rows under the names that they came with, where a query may use these too
              ) -> pd.DataFrame:
     """The rows that a condition keeps. It compares columns with values and does nothing else:
     pandas' own queries could call functions, and so write files."""
-    try: odd = [o for o in ast.walk(ast.parse(re.sub('`[^`]*`', 'column', where.strip()), mode='eval')) if not isinstance(o, _PLAIN)]
+    quoted = {} # what stands for a name in backticks, unless these are part of a string
+    name = lambda m: m[1] or quoted.setdefault(m[0], f'_quoted_{len(quoted)}')
+    try: tree = ast.parse(re.sub(_STRING_OR_NAME, name, where.strip()), mode='eval').body
     except Exception as e:
         raise LazysegError(f"where={brief(where)} doesn't work on this table: it can't be read ({type(e).__name__}).") from e
+    odd = [o for o in ast.walk(tree) if not isinstance(o, _PLAIN)]
     if odd:
         raise LazysegError(f"where={brief(where)} does more than compare columns with values ({type(odd[0]).__name__}). "
                            "Allowed are ==, !=, <, >, in, and, or, not.")
-    try: kept = table.query(where, engine='python')
+    known = dict(index=pd.Series(table.index, table.index)) | dict(table.items()) | ({} if own is None else dict(own.items()))
+    meant = {f'_quoted_{i}': o[1:-1] for i, o in enumerate(quoted)}
+    def column(word):
+        if meant.get(word, word) not in known: raise LazysegError(f"there is no column {meant.get(word, word)!r}")
+        return known[meant.get(word, word)]
+    try: kept = table[_yes_or_no(_ask(tree, column)).to_numpy(bool)]
     except Exception as e:
         raise LazysegError(f"where={brief(where)} doesn't work on this table: {str(e)[:200]}. "
-                           f"Its columns: {', '.join(map(str, table))}.") from e
+                           f"Its columns: {', '.join(map(str, dict.fromkeys([*(table if own is None else own), *table])))}.") from e
     if not len(kept): raise LazysegError(f"where={brief(where)} leaves no film.")
     return kept
 
@@ -579,8 +642,8 @@ def finish_table(table:pd.DataFrame, # path and labels at least
                  truth:tuple=None, # (kind, file): see `add_truth`
                 ) -> pd.DataFrame: # a source's table
     "Names, rows, domains, truth, split: what every source does to its table."
-    if where is not None: table = pick_rows(table, where)
-    table = check_patients(name_columns(table, columns))
+    named = name_columns(table, columns)
+    table = check_patients(named if where is None else pick_rows(named, where, table))
     table = choose_domains(table.assign(labels=table.labels.fillna('').astype(str)), diseased or disease, healthy)
     for name in ('truth','lungs','shapes'):
         if name in table: table[name] = table[name].fillna('').astype(str)

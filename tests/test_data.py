@@ -261,6 +261,50 @@ def test_bad_arguments(tmp_path):
     with pytest.warns(UserWarning, match='patient of its own'): get_source('table', table.drop(columns='patient'), root=tmp_path)
 
 
+@pytest.mark.parametrize('where', ["labels == '`' or @os.system('touch pwned') == '`'", "labels != '`' and path.to_csv('pwned') != '`'", """labels == '''a'b `''' or path.to_csv('pwned') == '''`'''""",
+                                   "(labels != 'x' # `\n and path.to_csv('pwned') != 'x' # `\n)", "labels != r'\\' and path.to_csv('pwned') != '`' and labels != '`'", "`\u2028path.to_csv('pwned')\u2028`"])
+def test_a_query_hides_nothing_between_backticks(tmp_path, monkeypatch, where):
+    "Backticks that are part of strings hid what stands between them from the check, and it was run."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, 'system', lambda *a: pytest.fail('a command was run'))
+    try: data.pick_rows(pd.DataFrame(dict(path=['a'], labels=['b'])), where)
+    except LazysegError: pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_backticks_name_columns_and_may_be_part_of_strings():
+    table = pd.DataFrame({'path': list('abc'), 'Patient ID': ['1', '2', "it's `"]})
+    picked = lambda where: ''.join(data.pick_rows(table, where).path)
+    assert picked("`Patient ID` == '1'") == 'a' and picked('`Patient ID` == "it\'s `"') == 'c' and picked("`Patient ID` in ('1', '2') and path != '`'") == 'ab'
+    with pytest.raises(LazysegError, match="no column 'Patient'.*Its columns: path, Patient ID"): picked("`Patient` == '1'")
+
+
+def test_a_query_compares_numbers_as_numbers_and_text_as_text():
+    "All that a CSV holds is text: `age > '50'` kept 7 and dropped 100, and `age > 50` ended in Python's words."
+    table = pd.DataFrame(dict(path=list('abcdef'), age=['7', '9', '100', '051', '', '50.5'], patient=['906', '00000906', '3', '4', '5', '6'],
+                              day=['2019-12-31', '2020-01-01', '2021-05-05', '', '2020-02-02', '2018-01-01'], stage=['1', 'II', '3', '', '5', '6']))
+    picked = lambda where, table=table: ''.join(data.pick_rows(table, where).path)
+    for where, rows in (('age > 50', 'cdf'), ("age > '50'", 'cdf'), ('50 < age', 'cdf'), ('8 < age <= 51', 'bdf'), ('age == 51', 'd'), ('age in (7, 51)', 'ad'), ('age != 7', 'bcdef'), ('age > -1', 'abcdf'), ('not age > 50', 'abe'),
+                        ("patient == '906'", 'a'), ("patient in ('00000906', '4')", 'bd'), ('patient == 906', 'ab'), ("age == '51'", ''), ("age == ''", 'e'), ("day >= '2020'", 'bce'), ("day >= '2020-01-01' and day < '2021-01-01'", 'be'),
+                        ('age > 50 and stage == "3"', 'c'), ('patient > age', 'ab'), ('index < 2', 'ab')):
+        if rows: assert picked(where) == rows, where
+        else:
+            with pytest.raises(LazysegError, match='leaves no film'): picked(where)
+    with pytest.raises(LazysegError, match="2 is compared with 'stage', where 'II' is written, which is no number"): picked('stage > 2')
+    assert picked("age > 50", table.assign(age=[7, 9, 100, 51, np.nan, 50.5])) == 'cdf' # a DataFrame that holds numbers
+    assert picked("age < 1", pd.DataFrame(dict(path=list('ab'), age=['006M', '060Y']))) == 'a' and (table.age == ['7', '9', '100', '051', '', '50.5']).all()
+
+
+def test_a_query_may_use_the_names_of_the_table_and_of_the_house(tmp_path):
+    table = table_of(tmp_path).rename(columns=dict(path='Image Index', labels='Finding Labels', patient='Patient ID')).assign(**{'View Position': ['PA', 'PA', 'AP']*4, 'Patient Age': ['9', '10', '100']*4})
+    table.to_csv(tmp_path/'t.csv', index=False)
+    for where in ("view == 'PA'", "`View Position` == 'PA'", "view == 'PA' and age < 50 and `Patient Age` >= 9"): assert len(get_source('table', tmp_path/'t.csv', where=where)) == 8
+    other = table_of(tmp_path).assign(view='PA', lung_view='AP', split='train', dealt=['test', 'valid']*6)
+    for where in ("view == 'PA'", "split == 'train'"): # the table's own name comes first, as it did
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); assert len(get_source('table', other, root=tmp_path, where=where, columns=dict(split='dealt', view='lung_view'), split='patients')) == 12
+
+
+
 def test_bad_files_are_named_counted_skipped_or_stopped_on(tmp_path):
     table = table_of(tmp_path)
     whole = (tmp_path/'1.png').read_bytes()
