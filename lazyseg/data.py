@@ -36,7 +36,8 @@ from filelock import FileLock
 from skimage.draw import polygon2mask
 
 from .core import LazysegError, cache_dir, one_of, progress, whole_file
-from .film import BIGGEST, PICTURES, VIEWS, films_below, is_dicom, make_view, read_film, read_mask, resize, template_region
+from .film import (BIGGEST, PICTURES, VIEWS, film_stem, films_below, is_dicom, make_view, read_film, read_mask,
+                          resize, template_region)
 from .lungs import find_lungs, lungs_version
 
 # %% ../nbs/01_data.ipynb #79c2655b
@@ -475,7 +476,7 @@ def read_truth(kind:str, # one of TRUTHS
 def film_key(path:str, # where the film lies, absolute or not
             ) -> str:
     "What a film is called in a truth file: its name without the ending; for CheXpert its last three folders too."
-    parts = Path(path).with_suffix('').parts
+    parts = (*Path(path).parts[:-1], film_stem(path))
     return '_'.join(parts[-3:]) if len(parts) > 2 and parts[-3].startswith('patient') else parts[-1]
 
 def _only_one(what:str, names:pd.Series, wanted:set):
@@ -722,6 +723,23 @@ def table_source(data, # a CSV file or a DataFrame
     if not Path(data).is_file(): raise LazysegError(f"There is no table {data}.")
     return make_source(name, read_csv(data), Path(root or Path(data).parent), credit, **how)
 
+# %% ../nbs/01_data.ipynb #5a1e77c3
+def _folder_patients(data:Path, # that holds healthy/ and diseased/
+                     files:dict, # healthy, diseased -> films in it
+                    ) -> list: # of patients, in the order of the films
+    "Whose films those of two folders are."
+    inner = {o: [p.relative_to(data/o).parts[:-1] for p in films] for o, films in files.items()}
+    first = lambda o: {f[:1] for f in inner[o]}
+    for o, other in zip(files, [*files][::-1]): # one folder round all films of a kind, if the other kind has it not among others
+        while inner[o][0] and len(first(o)) == 1 and not first(o) < first(other):
+            inner[o] = [f[1:] for f in inner[o]]
+            warnings.warn(f"All films of {o}/ lie in one folder inside it, which is not taken for a patient.")
+    films = [(film_stem(p), folder[:1]) for o in files for p, folder in zip(files[o], inner[o])]
+    if not any('__' in name or folder for name, folder in films):
+        warnings.warn("No film's name says whose it is (patient__film.png), and none lies in a folder of its patient: every film is taken "
+                      "for a patient of its own. If patients have several films, say so by name or folder.")
+    return [name.split('__')[0] if '__' in name or not folder else folder[0] for name, folder in films]
+
 # %% ../nbs/01_data.ipynb #aa361f18
 def folder_source(data, # a folder that holds healthy/ and diseased/, and lungs/ and truth/ where masks are known
                   disease:str='pneumonia', # what makes a film diseased: the label of those in diseased/
@@ -729,22 +747,24 @@ def folder_source(data, # a folder that holds healthy/ and diseased/, and lungs/
                   credit:str='', # whom to name wherever a picture or a number from these films is shown
                   **how, # as for `finish_table`
                  ) -> Source: # a table of films, and what is known of them
-    "Films of your own in two folders. A film is one patient unless its name starts with `patient__`."
+    """Films of your own in two folders. Whose film it is, its name says (`patient__film.png`), or else the folder inside
+    healthy/ or diseased/ that it lies in (`healthy/patient/film.png`). Where neither is so, a film's name is its patient."""
     data, rows, masked = Path(data or 'films'), [], []
-    masks_in = {o: {p.stem: p.relative_to(data).as_posix() for p in films_below(data/o)} for o in ('lungs', 'truth')}
+    masks_in = {o: {film_stem(p): p.relative_to(data).as_posix() for p in films_below(data/o)} for o in ('lungs', 'truth')}
+    files = {o: films_below(data/o) for o in ('healthy', 'diseased')}
     for kind, label in (('healthy','No Finding'), ('diseased',disease)):
-        files = films_below(data/kind)
-        if not files:
+        if not files[kind]:
             raise LazysegError(f"No film in {data/kind}. Source 'folder' wants data=FOLDER, with FOLDER/healthy/ and FOLDER/diseased/.")
-        for p in files:
-            masks = {o: there[p.stem] for o, there in masks_in.items() if p.stem in there}
-            if masks: masked.append(p.stem)
-            rows.append(dict(path=p.relative_to(data).as_posix(), patient=p.stem.split('__')[0], labels=label, lungs='', truth='') | masks)
+        for p in files[kind]:
+            masks = {o: there[film_stem(p)] for o, there in masks_in.items() if film_stem(p) in there}
+            if masks: masked.append(film_stem(p))
+            rows.append(dict(path=p.relative_to(data).as_posix(), patient='', labels=label, lungs='', truth='') | masks)
+    rows = pd.DataFrame(rows).assign(patient=_folder_patients(data, files))
     _only_one('films', pd.Series(masked, dtype=object), set(masked))
     for o, there in masks_in.items():
         idle = set(there) - set(masked)
         if idle: warnings.warn(f"{len(idle)} of {len(there)} masks in {o}/ are named like no film, and are not used.")
-    return make_source(name, pd.DataFrame(rows), data, credit, disease=disease, **how)
+    return make_source(name, rows, data, credit, disease=disease, **how)
 
 # %% ../nbs/01_data.ipynb #e8c88329
 def _find_folder(data:str|Path, inside:str, what:str) -> Path:

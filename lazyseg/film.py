@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BIGGEST', 'PICTURES', 'LUNG_TEMPLATE', 'VIEWS', 'full_scale', 'to_grey', 'square_shape', 'read_film', 'is_film',
-           'films_below', 'read_mask', 'is_dicom', 'resize', 'to_bytes', 'inside_box', 'lung_box', 'crop_box',
-           'level_lungs', 'box_grid', 'template_row', 'template_region', 'two_lungs', 'lung_edges', 'pull_grid',
-           'follow', 'make_view', 'trim_box']
+           'films_below', 'read_mask', 'is_dicom', 'film_stem', 'resize', 'to_bytes', 'inside_box', 'lung_box',
+           'crop_box', 'level_lungs', 'box_grid', 'template_row', 'template_region', 'two_lungs', 'lung_edges',
+           'pull_grid', 'follow', 'make_view', 'trim_box']
 
 # %% ../nbs/00a_film.ipynb #c7ef7a6f
 import math, os
@@ -203,6 +203,12 @@ def is_dicom(path, # the file's path or name; only its ending counts
             ) -> bool:
     "Whether a file is DICOM, by its mark at byte 128 or by its name."
     return head[128:132] == b'DICM' or Path(path).suffix.lower() in ('.dcm','.dicom')
+
+# %% ../nbs/00a_film.ipynb #124c1fa3
+def film_stem(path:str|Path, # of a film
+             ) -> str:
+    "The name of a film without its ending. A name of numbers and dots, as scanners give, has none."
+    return Path(path).name if Path(path).suffix[1:].isdigit() else Path(path).stem
 
 # %% ../nbs/00a_film.ipynb #2380b7db
 def resize(image:np.ndarray, # (H, W) of any kind of number

@@ -305,6 +305,59 @@ def test_a_query_may_use_the_names_of_the_table_and_of_the_house(tmp_path):
 
 
 
+def a_folder(folder, names, lungs=False):
+    for i, name in enumerate(names): picture(folder/name, i, lungs=lungs)
+    return folder
+
+
+def folder_patients(folder):
+    "Patients of a folder, film by film, and what was said."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        table = get_source('folder', folder).table
+    return dict(zip(table.path, table.patient)), ' '.join(str(o.message) for o in said)
+
+
+def test_a_folder_in_a_folder_is_a_patient(tmp_path):
+    "Forty patients of three films each, 1.png to 3.png, became three patients, all of them in several parts of the split."
+    a_folder(tmp_path/'a', [f'{"diseased" if k % 2 else "healthy"}/pat{k}/{"study/"*(i > 1)}{i}.png' for k in range(40) for i in (1, 2, 3)] + ['diseased/pat0/9.png', 'healthy/other__9.png', 'healthy/pat2/eve__1.png', 'healthy/lone.png'])
+    table = get_source('folder', tmp_path/'a').table
+    assert table.patient.nunique() == 43 and table.groupby('patient').split.nunique().max() == 1
+    patient, said = folder_patients(tmp_path/'a')
+    assert said == '' and patient['healthy/pat2/study/2.png'] == 'pat2' and patient['diseased/pat0/9.png'] == patient['healthy/pat0/1.png'] == 'pat0'
+    assert (patient['healthy/other__9.png'], patient['healthy/pat2/eve__1.png'], patient['healthy/lone.png']) == ('other', 'eve', 'lone')
+
+
+def test_a_folder_round_all_films_is_no_patient(tmp_path):
+    patient, said = folder_patients(a_folder(tmp_path/'a', ['healthy/images/x/1.png', 'healthy/images/x/2.png', 'diseased/more/3.png', 'diseased/more/4.png']))
+    assert sorted(patient.values()) == list('1234') and 'All films of healthy/ lie in one folder inside it' in said and 'patient of its own' in said
+    patient, said = folder_patients(a_folder(tmp_path/'b', ['healthy/p1/1.png', 'healthy/p2/2.png', 'diseased/p1/3.png', 'diseased/p1/4.png'])) # but he may have been healthy before
+    assert list(patient.values()) == ['p1', 'p2', 'p1', 'p1'] and said == ''
+
+
+def test_films_that_tell_no_patient_are_said_to(tmp_path):
+    _, said = folder_patients(a_folder(tmp_path, ['healthy/1.png', 'healthy/2.png', 'diseased/3.png', 'diseased/4.png']))
+    assert said.count('patient of its own') == 1
+    picture(tmp_path/'healthy'/'eve__1.png')
+    assert folder_patients(tmp_path)[1] == ''
+
+
+def test_names_of_numbers_and_dots_are_whole(tmp_path):
+    "Scanners name films 1.2.840.113619.2.5.10.0: without the last number, which is no ending, two patients are one, and no mask is found."
+    names = [f'1.2.840.113619.2.5.{i}.{k}' for i in range(4) for k in (0, 1)]
+    for i, name in enumerate(names):
+        kind = ('healthy', 'diseased')[i % 2]
+        picture(tmp_path/kind/'x.png', i), picture(tmp_path/'truth'/f'{name}.png', lungs=True)
+        (tmp_path/kind/'x.png').unlink()
+        dicom(tmp_path/kind/name, np.random.default_rng(i).integers(0, 4096, (40, 32)))
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); table = get_source('folder', tmp_path).table
+    assert sorted(table.patient) == names and (table.truth == 'truth/' + table.patient + '.png').all()
+    assert data.film_key(f'a/{names[0]}') == data.film_key(f'{names[0]}.dcm') == names[0]
+    masks = add_truth(pd.DataFrame(dict(path=names)), 'masks', tmp_path/'truth', 'x')
+    assert [Path(o).stem for o in masks.truth] == names
+
+
+
 def test_bad_files_are_named_counted_skipped_or_stopped_on(tmp_path):
     table = table_of(tmp_path)
     whole = (tmp_path/'1.png').read_bytes()
