@@ -139,27 +139,70 @@ def brief(text, # what the user gave, of any kind
     return text if len(text) <= most else f'{text[:most]} ...'
 
 # %% ../nbs/01_data.ipynb #b03e6e8b
+_YES_NO = {'0','1','-1','0.0','1.0','-1.0','false','true','no','yes'}
+_NUMBERED = (" A label is a word: write 'No Finding' for films that are healthy and the name of the disease for those that have it; "
+             "or ask for what is there, 1 as the disease with --healthy 0 as an option, or diseased='1', healthy='0' in Python.")
+
 def label_sets(labels:pd.Series, # '|'-joined findings
               ) -> list: # of frozensets, lower case
     "The findings of each film as a set; films with the same labels share one."
     sets = {s: frozenset(o.strip().lower() for o in str(s).split('|') if o.strip()) for s in set(labels)}
     return [sets[s] for s in labels]
 
+def _asked(query:str) -> tuple: # (wanted, unwanted) labels, lower case
+    "What a query on labels names."
+    wanted, _, unwanted = f' {query} '.partition(' without ')
+    terms = lambda s: {o.strip().lower() for o in s.strip().removeprefix('with ').split('|') if o.strip()}
+    return terms(wanted), terms(unwanted)
+
 def query_labels(labels:pd.Series, # '|'-joined findings, a film a row
                  query:str, # 'Hernia', 'Edema|Effusion' (either), 'with Edema', 'without Edema', 'Edema without Pneumonia'
                 ) -> np.ndarray: # bool
     "Which films a query names. Labels are matched whole, whatever their case."
-    wanted, _, unwanted = f' {query} '.partition(' without ')
-    terms = lambda s: {o.strip().lower() for o in s.strip().removeprefix('with ').split('|') if o.strip()}
-    wanted, unwanted = terms(wanted), terms(unwanted)
+    wanted, unwanted = _asked(query)
     sets = label_sets(labels)
     known = set().union(*sets)
     if not wanted and not unwanted: raise LazysegError(f"The query {brief(query)} names no label.")
     for term in sorted((wanted | unwanted) - known):
         near = get_close_matches(term, known, 1)
         raise LazysegError(f"No film carries the label {brief(term)}" + (f" (did you mean {brief(near[0])}?)" if near else '') +
-                           f". The labels here: {', '.join(o[:50] for o in sorted(known)[:40])}.")
+                           f". The labels here: {', '.join(o[:50] for o in sorted(known)[:40])}." + (_NUMBERED if known <= _YES_NO else ''))
     return np.array([(not wanted or bool(s & wanted)) and not (s & unwanted) for s in sets], dtype=bool)
+
+# %% ../nbs/01_data.ipynb #5a1e77c4
+def _part_labels(labels:pd.Series, # findings, a film a row
+                 asked:set, # labels that are asked for, lower case
+                ) -> pd.Series: # '|'-joined
+    "Findings that a table joins by commas or semicolons: a film with 'Mass, Effusion' would pass for one without effusion."
+    whole = {o.strip().lower() for s in set(labels) for o in str(s).split('|')} - asked
+    joined = {sign: sorted(o for o in whole if asked & {p.strip() for p in o.split(sign)}) for sign in ',;'}
+    joined = {sign: found for sign, found in joined.items() if found}
+    if not joined: return labels
+    sign, found = next(iter(joined.items()))
+    if len(joined) == 1 and not labels.astype(str).str.contains('|', regex=False).any() and not any(sign in o for o in asked):
+        warnings.warn(f"Findings are taken to be joined by {sign!r}, as in {brief(found[0])}.")
+        return labels.astype(str).str.replace(sign, '|', regex=False)
+    raise LazysegError(f"How findings are joined can't be told: there is {' and '.join(brief(o[0]) for o in joined.values())}. "
+                       "Join the findings of every film by |, as in Mass|Effusion.")
+
+_WELL = ('normal','healthy','no findings','nofinding','no abnormality','none','clear')
+
+def _left_out(labels:pd.Series, # of films that answer neither query
+              n:int, # films in the table
+              diseased:str, healthy:str, # the queries
+             ) -> str: # '' where none are left out
+    "What is said of films that are left out; aloud where a label of theirs is like one that was asked for."
+    if not len(labels): return ''
+    count = pd.Series([o for s in label_sets(labels) for o in s or ['(none)']], dtype=object).value_counts()
+    most = sorted(count.index, key=lambda o: (-count[o], o))
+    said = (f"{len(labels)} of {n} films are neither {brief(diseased)} nor {brief(healthy)} and are left out. Labels of theirs: "
+            f"{', '.join(f'{o[:50]} ({count[o]})' for o in most[:5])}{' ...' if len(most) > 5 else ''}.")
+    for term in sorted(_asked(diseased)[0] | _asked(healthy)[0]):
+        like = get_close_matches(term, most, 1, .8) or [o for o in most if term == 'no finding' and o in _WELL]
+        if like and not (like[0].startswith('no ') and not term.startswith('no')): # 'no pneumonia' is no 'pneumonia' written otherwise
+            warnings.warn(f"{said} If {brief(like[0])} means {brief(term)}, write it so.")
+            break
+    return said
 
 # %% ../nbs/01_data.ipynb #921e4597
 def choose_domains(table:pd.DataFrame, # with a column `labels`
@@ -167,18 +210,20 @@ def choose_domains(table:pd.DataFrame, # with a column `labels`
                    healthy:str='No Finding', # query for the healthy films
                   ) -> pd.DataFrame: # the films of either domain, with `diseased`; the others are left out
     "Turn labels into two domains by two queries."
+    table = table.assign(labels=_part_labels(table.labels, set().union(*_asked(diseased), *_asked(healthy))))
     sick = query_labels(table.labels, diseased)
     try: well = query_labels(table.labels, healthy)
     except LazysegError as e:
         if healthy != 'No Finding': raise
-        raise LazysegError(f"{e} Healthy films are those that carry 'No Finding': write it into the table for them, "
-                           "or in Python say what they carry with healthy=.") from e
+        raise LazysegError(f"{e} Healthy films are those that carry 'No Finding': write it into the table for them, or say what "
+                           "they carry, such as Normal: --healthy Normal as an option, healthy='Normal' in Python.") from e
     both = int((sick & well).sum())
     if both:
         raise LazysegError(f"{both} films are both {brief(diseased)} and {brief(healthy)}: "
                            f"narrow one, such as {brief(f'without {diseased}')}.")
     for name, chosen in ((diseased, sick), (healthy, well)):
         if not chosen.any(): raise LazysegError(f"No film is {brief(name)}: a domain can't be empty.")
+    table.attrs = table.attrs | dict(left_out=_left_out(table.labels[~(sick | well)], len(table), diseased, healthy))
     return table.assign(diseased=sick)[sick | well].reset_index(drop=True)
 
 # %% ../nbs/01_data.ipynb #980d20b5
@@ -531,8 +576,8 @@ def name_columns(table:pd.DataFrame, # a film a row, under its own column names
         if name not in columns: columns.update({name: lower[o] for o in others[::-1] if o in lower})
     for name in ('path','labels'):
         if name not in columns:
-            raise LazysegError(f"The table has no column for {name!r} (it has: {', '.join(map(str, table))}). "
-                               f"Say which it is: columns={{'{name}': 'your column'}}.")
+            raise LazysegError(f"The table has no column for {name!r} (it has: {', '.join(map(str, table))}). Call one of them {name}, "
+                               f"or say which it is: --columns {name}=yours as an option, columns={{'{name}': 'your column'}} in Python.")
     taken = {v: k for k, v in columns.items()}
     clash = [k for k, v in columns.items() if k in table and v != k]
     return table.drop(columns=clash).rename(columns=taken)

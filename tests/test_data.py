@@ -358,6 +358,61 @@ def test_names_of_numbers_and_dots_are_whole(tmp_path):
 
 
 
+def domains(labels, *queries):
+    "What choose_domains makes of labels: diseased or not, film by film; what is said; what is noted for the audit."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        table = data.choose_domains(pd.DataFrame(dict(labels=labels, row=range(len(labels)))), *queries)
+    return dict(zip(table.row, table.diseased)), [str(o.message) for o in said], table
+
+
+@pytest.mark.parametrize('sign', [', ', ',', ';', ' ; '])
+def test_findings_joined_by_commas_or_semicolons(sign):
+    "Of 60 with an infiltration 29 were diseased, and the others nobody; against healthy='without Infiltration' they were healthy."
+    labels = [f'Effusion{sign}Infiltration', 'Infiltration', 'No Finding', f'Mass{sign}Effusion']*4
+    for healthy, n in (('No Finding', 4), ('without Infiltration', 8)):
+        found, said, table = domains(labels, 'Infiltration', healthy)
+        assert sum(found.values()) == 8 and len(found) == 8 + n and [o for o in said if 'joined by' in o] and len(said) == 1
+    assert data.label_sets(table.labels)[0] == {'effusion', 'infiltration'} and data.label_sets(table.labels)[-1] == {'mass', 'effusion'}
+
+
+@pytest.mark.parametrize('labels, asked', [(['A|B', 'A, C', 'No Finding'], 'A'), (['A; B', 'A, C', 'No Finding'], 'A'), (['A, left', 'A', 'A, right', 'No Finding'], 'A, left|A')])
+def test_findings_joined_who_knows_how(labels, asked):
+    with pytest.raises(LazysegError, match="How findings are joined can't be told: there is 'a, .*by \\|"): domains(labels, asked)
+
+
+def test_a_comma_may_be_part_of_a_label():
+    for asked, n in (('A, left', 1), ('A, left|A, right', 2), ('B', 1)):
+        found, said, _ = domains(['A, left', 'A, right', 'B', 'No Finding'], asked)
+        assert sum(found.values()) == n and said == []
+
+
+@pytest.mark.parametrize('odd, asked', [('Infiltrations', 'Infiltration'), ('Infiltrate', 'Infiltration'), ('Normal', 'No Finding'), ('no findings', 'No Finding')])
+def test_films_left_out_for_a_label_written_otherwise(odd, asked):
+    found, said, table = domains(['Infiltration', 'No Finding', odd, 'Mass', 'Mass|Edema', '']*3, 'Infiltration')
+    assert len(found) == 6 and len(said) == 1 and f"If '{odd.lower()}' means '{asked.lower()}'" in said[0]
+    assert said[0].startswith("12 of 18 films are neither 'Infiltration' nor 'No Finding' and are left out.") and 'mass (6), (none) (3), edema (3)' in said[0]
+    assert ' films are left out: ' not in said[0] # which is how films that can't be read are told
+
+
+def test_films_left_out_on_purpose_are_not_talked_about():
+    "NIH's fourteen labels, RSNA's three: whoever asks for one of them wants no others."
+    nih = 'Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax Consolidation Edema Emphysema Fibrosis Pleural_Thickening Hernia'.split()
+    for asked in nih:
+        found, said, table = domains([*nih, 'No Finding'], asked)
+        assert len(found) == 2 and said == [] and table.attrs['left_out'].startswith('13 of 15 films')
+    assert domains(['Pneumonia', 'No Pneumonia', 'No Finding'], 'Pneumonia')[1] == [] and domains(['Pneumonia', 'No Finding'], 'Pneumonia')[2].attrs['left_out'] == ''
+
+
+def test_numbers_for_labels_and_names_for_columns_say_what_to_do(tmp_path):
+    for labels, asked in ((['0', '1'], 'Edema'), ([0, 1], 'Edema'), (['0.0', '1.0'], 'Edema'), (['no', 'yes'], 'Edema'), (['0', 'Edema'], 'Edema')):
+        with pytest.raises(LazysegError, match='--healthy'): domains(labels, asked)
+    assert domains([0, 1], '1', '0')[0] == {0: False, 1: True}
+    with pytest.raises(LazysegError, match=r"Call one of them labels, or say which it is: --columns labels=yours as an option, columns=\{'labels': 'your column'\} in Python"):
+        get_source('table', table_of(tmp_path).rename(columns=dict(labels='dx')), root=tmp_path)
+
+
+
 def test_bad_files_are_named_counted_skipped_or_stopped_on(tmp_path):
     table = table_of(tmp_path)
     whole = (tmp_path/'1.png').read_bytes()
