@@ -14,12 +14,13 @@ __all__ = ['BIGGEST_TEXT', 'TRUTHS', 'COLUMNS', 'KERMANY_CREDIT', 'NIH_CREDIT', 
            'lung_counts', 'read_all', 'cut_films', 'augment_batch', 'UnpairedLoader', 'unpaired_loaders']
 
 # %% ../nbs/01_data.ipynb #39c074eb
-import ast, csv, ctypes, gc, gzip, hashlib, io, json, math, mmap, operator, os, re, shutil, tempfile, warnings, zipfile
+import ast, codecs, csv, ctypes, gc, gzip, hashlib, io, json, math, mmap, operator, os, posixpath, re, shutil, tempfile, warnings, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial, reduce
+from itertools import islice
 from pathlib import Path
 from typing import Callable
 
@@ -391,7 +392,7 @@ BIGGEST_TEXT = 200_000_000 # bytes, unpacked; NIH's table has 8 million
 
 def read_text(path:str|Path, # a table or a JSON file, plain, .gz or .zip (as Kaggle packs single files)
              ) -> str:
-    "A text file, which must be UTF-8."
+    "A text file, which must be UTF-8, or UTF-16 with its mark (Excel's 'Unicode text')."
     path = Path(path)
     try:
         if path.suffix == '.zip':
@@ -401,7 +402,7 @@ def read_text(path:str|Path, # a table or a JSON file, plain, .gz or .zip (as Ka
         if len(raw) > BIGGEST_TEXT:
             raise LazysegError(f"{path} is larger than {BIGGEST_TEXT:,} bytes, which is not read: "
                                "give the rows you want as a file of their own, or as a DataFrame.")
-        return raw.decode('utf-8-sig')
+        return raw.decode('utf-16' if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else 'utf-8-sig')
     except LazysegError: raise
     except UnicodeDecodeError as e:
         raise LazysegError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start}). In Excel, save it as 'CSV UTF-8'.") from e
@@ -412,14 +413,24 @@ def read_csv(path:str|Path, # a CSV file, as for `read_text`
             ) -> pd.DataFrame: # all text: '007' stays '007', 'NA' stays 'NA'
     "A table with a line of names; commas, semicolons or tabs between the columns."
     text = read_text(path)
-    names = text.partition('\n')[0]
-    between = next((o for o in ',;\t' if o in names), ',')
+    between = _separator(text)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter('always')
         try: table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, sep=between, index_col=False)
         except Exception as e: raise LazysegError(f"{path} can't be read as a table: {' '.join(str(e).split())[:200]}.") from e
     if any(issubclass(w.category, pd.errors.ParserWarning) for w in heard): _stop_at_lost_values(text, between, path)
     return table
+
+def _separator(text:str) -> str:
+    """What stands between the columns. Where the names hold several signs that could: the one by which the next rows have as many values,
+    then the one by which names are known, then the one that makes more columns."""
+    known = {o for others in COLUMNS.values() for o in others}
+    def fit(sign):
+        try: names, *rows = islice((o for o in csv.reader(io.StringIO(text), delimiter=sign) if o), 20)
+        except (csv.Error, ValueError): return 0, 0, 0
+        return all(len(o) == len(names) for o in rows), len({o.strip().lower() for o in names} & known), len(names)
+    signs = [o for o in ',;\t' if o in text.partition('\n')[0]]
+    return max(signs, key=fit) if len(signs) > 1 else (signs or ',')[0]
 
 def _stop_at_lost_values(text:str, between:str, path):
     "pandas drops what a row has beyond the names: a finding after a comma that nobody quoted. Empty values may go."
@@ -711,15 +722,23 @@ def check_patients(table:pd.DataFrame, # with `path`, and `patient` where known
         if none.any():
             raise LazysegError(f"{int(none.sum())} rows have no {name}, the first is row {none.to_numpy().argmax()}: "
                                "fill them in or drop them.")
-    twice, torn = table.path.duplicated(), table.path.astype(str).str.contains('\0', regex=False)
+    place = table.path.astype(str).str.replace('\\', '/', regex=False).map(posixpath.normpath) # ./a.png and b/../a.png are a.png
+    twice, torn = place.duplicated(), table.path.astype(str).str.contains('\0', regex=False)
     if twice.any():
         raise LazysegError(f"{int(twice.sum())} films are listed twice, the first is {brief(table.path[twice].iloc[0])}: drop the doubles.")
     if torn.any():
         raise LazysegError(f"{int(torn.sum())} paths hold a zero byte, the first is {brief(table.path[torn].iloc[0])}: "
                            "the table is damaged.")
-    if 'patient' in table: return table.assign(patient=table.patient.astype(str).str.strip()) # 'p1 ' is p1, or he would be in two parts
+    if 'patient' in table: return table.assign(patient=_one_name(table.patient.astype(str).str.strip()))
     warnings.warn("No column for 'patient': every film is taken for a patient of its own. If patients have several films, name the column.")
     return table.assign(patient=table.path.astype(str))
+
+def _one_name(patients:pd.Series, # text
+             ) -> pd.Series: # text
+    """A patient who goes by two names would be in two parts. A spreadsheet makes 906.0 of 906:
+    where all patients are numbers and there is a 906 as well, that is he. 00000906 is another."""
+    bare = patients.str.removesuffix('.0')
+    return bare.where(bare.isin(set(patients)), patients) if patients.str.fullmatch(r'\d+(\.0)?').all() else patients
 
 # %% ../nbs/01_data.ipynb #508db7bc
 def load_row(row, # a row of a source's table

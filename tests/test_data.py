@@ -413,6 +413,42 @@ def test_numbers_for_labels_and_names_for_columns_say_what_to_do(tmp_path):
 
 
 
+def test_a_film_listed_twice_under_two_spellings(tmp_path):
+    table = table_of(tmp_path)
+    for i, way in enumerate(('./0.png', 'lungs/../0.png', './/0.png', '.\\0.png')):
+        with pytest.raises(LazysegError, match='1 films are listed twice, the first is .*0.png'): get_source('table', table.assign(path=[*table.path[:-1], way]), root=tmp_path)
+    odd = table.assign(path='./' + table.path)
+    assert (get_source('table', odd, root=tmp_path).table.path == odd.path).all() # and written as it was
+
+
+def test_patients_as_a_spreadsheet_writes_them(tmp_path):
+    named = lambda *names: data.check_patients(pd.DataFrame(dict(path=[str(i) for i in range(len(names))], patient=names))).patient.tolist()
+    assert named('906', '906.0', '7') == ['906', '906', '7']
+    for same in (['906.0', '7.0'], ['00000906', '906'], ['00000906.0', '906'], ['906', '906.0', 'p7'], ['906', '906.00', '906.5']): assert named(*same) == same
+
+
+@pytest.mark.parametrize('text, columns', [
+    ('Image Index;Finding Labels;OriginalImage[Width,Height];Patient ID\n1.png;Edema;2500;7\n', ['Image Index', 'Finding Labels', 'OriginalImage[Width,Height]', 'Patient ID']),
+    ('Image Index;Finding Labels;OriginalImage[Width,Height];Spacing\n1.png;Edema;2500;0,143\n', ['Image Index', 'Finding Labels', 'OriginalImage[Width,Height]', 'Spacing']),
+    ('path\tlabels\tnote, or none\n1.png\tEdema\tx\n', ['path', 'labels', 'note, or none']),
+    ('path,labels,note (a;b;c;d)\n1.png,Edema,x\n', ['path', 'labels', 'note (a;b;c;d)']), # read rightly before, as are those below
+    ('path,labels (a;b)\n1.png,a;b\n', ['path', 'labels (a;b)']),
+    ('path,labels,"size;mm"\n1.png,Edema,5,\n', ['path', 'labels', 'size;mm']),
+    ('patientId,x;y\n1,2\n', ['patientId', 'x;y']),
+    ('path,"first\nsecond;third",labels\n1.png,"a\nb",Edema\n', ['path', 'first\nsecond;third', 'labels']),
+])
+def test_the_sign_between_columns(tmp_path, text, columns):
+    (tmp_path/'t.csv').write_text(text)
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); assert data.read_csv(tmp_path/'t.csv').columns.tolist() == columns
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-8-sig'])
+def test_a_table_with_a_mark_of_its_encoding(tmp_path, encoding):
+    (tmp_path/'t.csv').write_text('path\tlabels\nBürger.png\tEdema\n', encoding=encoding)
+    assert data.read_csv(tmp_path/'t.csv').to_dict('records') == [dict(path='Bürger.png', labels='Edema')]
+
+
+
 def test_bad_files_are_named_counted_skipped_or_stopped_on(tmp_path):
     table = table_of(tmp_path)
     whole = (tmp_path/'1.png').read_bytes()
