@@ -108,7 +108,7 @@ def __getitem__(self:Films,
     "The chosen films, arrays and table alike."
     if not isinstance(index, slice):
         index = np.atleast_1d(np.asarray(index))
-        if index.dtype == bool: index = np.flatnonzero(index)
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(int) if not len(index) else index # [] would be floats
     chosen = replace(self, table=self.table.iloc[index], **{k: v[index] for k, v in self.parts().items()})
     if not isinstance(index, slice): # they are copied, so the pages of a memory map may go
         for array in self.parts().values(): _let_go(array)
@@ -749,12 +749,20 @@ def load_row(row, # a row of a source's table
     for name in ('truth','lungs'):
         if getattr(row, name, ''):
             mask = read_mask(root/getattr(row, name))
+            _stop_at_shape(mask, parts['film'], getattr(row, name), root/row.path)
             parts[name] = mask if mask.shape == parts['film'].shape else resize(mask, *parts['film'].shape) >= .5
     if getattr(row, 'shapes', ''):
         try: truth = draw_shapes(row.shapes, *_stored_shape(root/row.path, parts['film']))
         except LazysegError as e: raise LazysegError(f"{row.path}: {e}") from e
         parts['truth'] = truth if truth.shape == parts['film'].shape else resize(truth, *parts['film'].shape) >= .5
     return parts
+
+def _stop_at_shape(mask:np.ndarray, film:np.ndarray, name:str, path:Path):
+    "Stop at a mask that would have to be stretched: it belongs to another film, or to a part of this one."
+    (h, w), off = mask.shape, lambda a, b: abs(w - h*b/a) > max(.02*w, 1, b/a) # by a pixel it may be, where it was made smaller
+    if off(*film.shape) and off(*_stored_shape(path, film)): # a mask may have pixels as the file has them, not square
+        raise LazysegError(f"{path} has {film.shape[1]} x {film.shape[0]} pixels and its mask {name} {w} x {h}, which is another shape: "
+                           "a mask has to cover the whole film, be it in fewer pixels or more.")
 
 def _stored_shape(path:Path, film:np.ndarray) -> tuple: # (height, width)
     "What a truth file's pixels count in: the film as it is stored, before pixels that are not square were made so."
@@ -782,10 +790,16 @@ def table_source(data, # a CSV file or a DataFrame
                  **how, # as for `finish_table`
                 ) -> Source: # a table of films, and what is known of them
     "Films listed in a table of your own."
-    if isinstance(data, pd.DataFrame): return make_source(name, data, Path(root or '.'), credit, **how)
     if data is None: raise LazysegError("Source 'table' needs data=: a CSV file or a DataFrame.")
-    if not Path(data).is_file(): raise LazysegError(f"There is no table {data}.")
-    return make_source(name, read_csv(data), Path(root or Path(data).parent), credit, **how)
+    if not isinstance(data, pd.DataFrame):
+        if not Path(data).is_file(): raise LazysegError(f"There is no table {data}.")
+        data, root = read_csv(data), root or Path(data).parent
+    source = make_source(name, data, Path(root or '.'), credit, **how)
+    first = [source.root/o for o in source.table.path[:5]]
+    if not any(os.path.exists(o) for o in first): # told now, and not when all else is ready
+        raise LazysegError(f"No film is where the table says: {first[0]} is not there. "
+                           f"Paths are whole, or start from {source.root.resolve()}, or in Python from root=.")
+    return source
 
 # %% ../nbs/01_data.ipynb #5a1e77c3
 def _folder_patients(data:Path, # that holds healthy/ and diseased/
@@ -1181,7 +1195,7 @@ def get_films(source:Source, # from `get_source`
     width = _pick_width(source, size, aspect)
     if source.arrays is not None: parts, rows = _source_arrays(source, size, width, how), slice(None)
     elif source.root is not None: parts, rows = cached_parts(source, size, width, how, bad)
-    else: parts, rows = read_all(source, size, width, how if source.load else {}), slice(None)
+    else: parts, rows = read_all(source, size, width, how), slice(None)
     table = source.table.iloc[rows]
     if 'lungs' in parts:
         table = table.assign(lungs_from=np.where(_no_mask(table), 'network' if 'found_by' in how else '', 'mask')
@@ -1230,6 +1244,11 @@ def read_all(source:Source, # from `get_source`, without a `root`
              how:dict, # what `source.read` takes besides: view, trim, found_by
             ) -> dict: # {part: (N, height, width) uint8}
     "Films of a source that is kept nowhere: read into memory."
+    if source.load is None:
+        if how != dict(view='film'):
+            raise LazysegError(f"Source {source.name!r} reads its films by itself (read=), and gives them as they are. For another view "
+                               "than 'film', or trim=True, it needs load=, which gives a film at its full size.")
+        how = {}
     read = [source.read(r, height, width, **how) for r in progress(list(source.table.itertuples(index=False)), text='reading films')]
     names = [o for o in ('film','truth','lungs','twin') if any(o in r for r in read)]
     return {o: np.stack([r.get(o, np.zeros((height, width), np.uint8)) for r in read]) for o in names}

@@ -449,6 +449,55 @@ def test_a_table_with_a_mark_of_its_encoding(tmp_path, encoding):
 
 
 
+def test_a_source_that_only_reads_has_no_other_view(tmp_path):
+    "view and trim were passed over without a word."
+    table = get_source('table', table_of(tmp_path), root=tmp_path).table
+    source = data.Source('own', table, read=lambda row, height, width: dict(film=np.full((height, width), int(row.path[:-4]), np.uint8)))
+    assert get_films(source, 16).film[:, 0, 0].tolist() == list(range(12))
+    for how in (dict(view='crop'), dict(trim=True)):
+        with pytest.raises(LazysegError, match=r"'own' reads its films by itself.*load="): get_films(source, 16, **how)
+    whole = data.Source('whole', table, load=lambda row: dict(film=np.full((40, 32), .5)))
+    assert len(get_films(whole, 16, trim=True)) == 12
+
+
+def test_no_films_are_chosen():
+    films = loader_films()
+    for none in ([], np.zeros(len(films), bool), np.array([], int), slice(0, 0)): assert len(films[none]) == len(films[none].table) == 0
+
+
+@pytest.mark.parametrize('height, width, fine', [(80, 64, True), (20, 16, True), (21, 17, True), (33, 27, True), (40, 33, True), (32, 40, False), (40, 40, False), (200, 167, False), (200, 163, True)])
+def test_a_mask_of_another_shape_is_refused(tmp_path, height, width, fine):
+    "A square mask was stretched over a film that is none. A pixel more or less comes from making it smaller."
+    table = table_of(tmp_path)
+    picture(tmp_path/'lungs'/'3.png', lungs=True, height=height, width=width)
+    source = get_source('table', table, root=tmp_path)
+    if fine: assert get_films(source, 16).lungs[3].any()
+    else:
+        with pytest.raises(LazysegError, match=f'3.png has 32 x 40 pixels and its mask lungs/3.png {width} x {height}'): get_films(source, 16)
+
+
+def test_a_mask_may_have_the_pixels_of_its_file(tmp_path):
+    dicom(tmp_path/'a.dcm', np.random.default_rng(0).integers(0, 4096, (32, 32)), PixelSpacing=[2, 1])
+    for name, height, fine in (('drawn.png', 32, True), ('square.png', 64, True), ('other.png', 50, False)):
+        picture(tmp_path/name, lungs=True, height=height, width=32)
+        load = lambda: data.load_row(pd.Series(dict(path='a.dcm', lungs=name)), tmp_path)
+        if fine: assert load()['lungs'].shape == (64, 32)
+        else:
+            with pytest.raises(LazysegError, match='another shape'): load()
+
+
+def test_a_table_beside_no_films_is_told_at_once(tmp_path):
+    table = table_of(tmp_path/'films')
+    table.to_csv(tmp_path/'t.csv', index=False)
+    with pytest.raises(LazysegError, match=r"No film is where the table says: .*0\.png is not there. Paths are whole, or start from "): get_source('table', tmp_path/'t.csv')
+    with pytest.raises(LazysegError, match='No film is where'): get_source('table', table, root=tmp_path/'gone')
+    assert len(get_source('table', tmp_path/'t.csv', root=tmp_path/'films')) == 12
+    for i in range(4): (tmp_path/'films'/f'{i}.png').unlink() # one of the first is enough: films that are missing are told when they are read
+    assert len(get_source('table', table, root=tmp_path/'films')) == 12
+    assert len(get_source('table', table.assign(path=[str(tmp_path/'films'/o) for o in table.path]))) == 12
+
+
+
 def test_bad_files_are_named_counted_skipped_or_stopped_on(tmp_path):
     table = table_of(tmp_path)
     whole = (tmp_path/'1.png').read_bytes()
@@ -720,6 +769,7 @@ def test_a_large_table_costs_what_it_holds(tmp_path):
     for n in (600, 60_000):
         rows = [f"images_{i * 12 // n + 1:03}/images/{i // 4:08}_{i % 4:03}.png,{('No Finding', 'Edema|Effusion')[i // 4 % 3 == 0]},{i % 4},{i // 4},57,M,PA" for i in range(n)]
         (tmp_path / f"{n}.csv").write_text("\n".join(["path,labels,follow-up,patient,age,sex,view", *rows]))
+        picture(tmp_path / rows[0].partition(",")[0]) # a source asks whether the first films are there, and no more
     ran = subprocess.run([sys.executable, "-c", GROWS, str(tmp_path / "600.csv"), str(tmp_path / "60000.csv")], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert 50 < float(ran.stdout) < 260, ran.stdout
