@@ -119,20 +119,25 @@ def _look_at_arrays(films:Films) -> pd.DataFrame: # as `_look_at_files`
 # %% ../nbs/01a_audit.ipynb #01525b8a
 def _find_faults(table:pd.DataFrame, files:pd.DataFrame, pairs:pd.DataFrame|None) -> list:
     "What has to be mended, a line each."
-    bad = files[files.fault != '']
-    gone = bad.fault.str.endswith('is not there.')
-    lines = [f"{int(gone.sum())} of {len(table)} films are missing: {bad.fault[gone].iloc[0]}"] if gone.any() else []
-    if (~gone).any(): lines.append(f"{int((~gone).sum())} of {len(files)} films opened can't be read: {bad.fault[~gone].iloc[0]}")
+    bad = files.fault[files.fault != '']
+    gone = bad.str.endswith('is not there.')
+    some = lambda reasons: f"{' '.join(reasons[:5])}{f' And {len(reasons) - 5} more.' if len(reasons) > 5 else ''}"
+    lines = [f"{int(gone.sum())} of {len(table)} films are missing: {some(bad[gone])}"] if gone.any() else []
+    if (~gone).any(): lines.append(f"{int((~gone).sum())} of {len(files)} films opened can't be read: {some(bad[~gone])}")
     spread = table.groupby('patient').split.nunique() if 'split' in table else pd.Series(dtype=int)
     if (spread > 1).any(): lines.append(f"{int((spread > 1).sum())} of {len(spread)} patients are in more than one part of the split.")
-    both = table.groupby('patient').diseased.nunique()
-    if (both > 1).any(): lines.append(f"{int((both > 1).sum())} of {len(both)} patients have healthy and diseased films.")
     if pairs is None: lines.append("Not looked for films that occur twice: imagehash is not there.")
     elif len(pairs):
         across, other = ~pairs.same_split.to_numpy(bool), ~pairs.same_patient.to_numpy(bool)
         lines.append(f"{len(pairs)} pairs of films look the same; {int(across.sum())} lie across the split, "
                      f"{int(other.sum())} go by different patients, "
                      f"{int((~pairs.same_class.to_numpy(bool)).sum())} carry different classes.")
+    return lines
+
+def _find_notes(table:pd.DataFrame) -> list:
+    "What is no fault and has to be known, a line each."
+    lines, both = [table.attrs['left_out']] if table.attrs.get('left_out') else [], table.groupby('patient').diseased.nunique()
+    if (both > 1).any(): lines.append(f"{int((both > 1).sum())} of {len(both)} patients have healthy and diseased films.")
     return lines
 
 # %% ../nbs/01a_audit.ipynb #861142fb
@@ -162,16 +167,18 @@ def audit(source:Source, # from `get_source`
           size:int=64, # height in pixels at which the films are compared, a multiple of 8
           most:int=2000, # films opened, evenly spread over each class
           draw:bool=True, # draw the page
-         ) -> dict: # counts, labels, files, shortcuts (AUROC), pairs, faults
+         ) -> dict: # counts, labels, files, unread (path -> why), shortcuts (AUROC), pairs, faults, notes
     "One page on a set of films: what is in it, and what gives the class away."
     files, films = _open_films(source, size, most)
     try: pairs = near_duplicates(films)
     except LazysegError: pairs = None
+    bad = files[files.fault != '']
     facts = files[files.fault == ''][['width','height','mean','spread','dark']].to_numpy(float)
     shortcuts = {'size and grey': shortcut_auroc(facts, films.table.diseased, films.table.patient)} | shortcut_table(films)
     out = dict(counts=pd.crosstab(source.table.split, source.table.diseased.map({False: 'healthy', True: 'diseased'})),
                labels=count_labels(source.table) if 'labels' in source.table else None,
-               files=files, shortcuts=shortcuts, pairs=pairs, faults=_find_faults(source.table, files, pairs))
+               files=files, unread=dict(zip(source.table.path.iloc[bad.row], bad.fault)), shortcuts=shortcuts, pairs=pairs,
+               faults=_find_faults(source.table, files, pairs), notes=_find_notes(source.table))
     if draw: draw_audit(source, films.table, out)
     return out
 
@@ -183,7 +190,14 @@ def draw_audit(source:Source, # from `get_source`
                found:dict, # from `audit`
               ):
     "The page."
-    fig, axes = plt.subplots(2, 2, figsize=(8.5, 6))
+    lines = [line for o in found['faults'] or ['No faults found.'] for line in textwrap.wrap(o, 135)]
+    lines += [line for o in found.get('notes', []) for line in textwrap.wrap(o, 135)]
+    if found['labels'] is not None:
+        each = [f"{label} {'/'.join(map(str, row))}" for label, row in zip(found['labels'].index[:12], found['labels'].to_numpy())]
+        lines += textwrap.wrap(f"Labels (train/valid/test): {', '.join(each)}{' ...' if len(found['labels']) > 12 else ''}", 135)
+    lines += textwrap.wrap(source.credit, 135)
+    below = .72 + .13*max(len(lines) - 4, 0) # inches that the lines take: more of them make the page longer
+    fig, axes = plt.subplots(2, 2, figsize=(8.5, 5.28 + below))
     found['counts'].reindex(index=['train','valid','test'], columns=['healthy','diseased'], fill_value=0).plot.bar(
         ax=axes[0,0], color=_COLOURS, rot=0, title='films', xlabel='', legend=False)
     files = found['files'][found['files'].fault == '']
@@ -197,9 +211,6 @@ def draw_audit(source:Source, # from `get_source`
     axes[1,1].barh(names, values, color='#999999'); axes[1,1].invert_yaxis(); axes[1,1].axvline(.5, color='k', lw=1)
     for i, v in enumerate(values): axes[1,1].text(v, i, f' {v:.2f}', va='center', fontsize=8)
     axes[1,1].set(title='class told from ... (AUROC)', xlim=(.4, 1.08))
-    fig.suptitle(f"{source.name}: {len(source)} films, {source.table.patient.nunique()} patients"); fig.tight_layout(rect=(0, .12, 1, 1))
-    lines = [line for o in found['faults'] or ['No faults found.'] for line in textwrap.wrap(o, 135)]
-    if found['labels'] is not None:
-        each = [f"{label} {'/'.join(map(str, row))}" for label, row in zip(found['labels'].index[:12], found['labels'].to_numpy())]
-        lines += textwrap.wrap(f"Labels (train/valid/test): {', '.join(each)}{' ...' if len(found['labels']) > 12 else ''}", 135)
-    fig.text(.03, .1, '\n'.join(lines + textwrap.wrap(source.credit, 135)), fontsize=7.5, va='top')
+    fig.suptitle(f"{source.name}: {len(source)} films, {source.table.patient.nunique()} patients")
+    fig.tight_layout(rect=(0, below/(5.28 + below), 1, 1))
+    fig.text(.03, (below - .12)/(5.28 + below), '\n'.join(lines), fontsize=7.5, va='top')

@@ -261,6 +261,243 @@ def test_bad_arguments(tmp_path):
     with pytest.warns(UserWarning, match='patient of its own'): get_source('table', table.drop(columns='patient'), root=tmp_path)
 
 
+@pytest.mark.parametrize('where', ["labels == '`' or @os.system('touch pwned') == '`'", "labels != '`' and path.to_csv('pwned') != '`'", """labels == '''a'b `''' or path.to_csv('pwned') == '''`'''""",
+                                   "(labels != 'x' # `\n and path.to_csv('pwned') != 'x' # `\n)", "labels != r'\\' and path.to_csv('pwned') != '`' and labels != '`'", "`\u2028path.to_csv('pwned')\u2028`"])
+def test_a_query_hides_nothing_between_backticks(tmp_path, monkeypatch, where):
+    "Backticks that are part of strings hid what stands between them from the check, and it was run."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, 'system', lambda *a: pytest.fail('a command was run'))
+    try: data.pick_rows(pd.DataFrame(dict(path=['a'], labels=['b'])), where)
+    except LazysegError: pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_backticks_name_columns_and_may_be_part_of_strings():
+    table = pd.DataFrame({'path': list('abc'), 'Patient ID': ['1', '2', "it's `"]})
+    picked = lambda where: ''.join(data.pick_rows(table, where).path)
+    assert picked("`Patient ID` == '1'") == 'a' and picked('`Patient ID` == "it\'s `"') == 'c' and picked("`Patient ID` in ('1', '2') and path != '`'") == 'ab'
+    with pytest.raises(LazysegError, match="no column 'Patient'.*Its columns: path, Patient ID"): picked("`Patient` == '1'")
+
+
+def test_a_query_compares_numbers_as_numbers_and_text_as_text():
+    "All that a CSV holds is text: `age > '50'` kept 7 and dropped 100, and `age > 50` ended in Python's words."
+    table = pd.DataFrame(dict(path=list('abcdef'), age=['7', '9', '100', '051', '', '50.5'], patient=['906', '00000906', '3', '4', '5', '6'],
+                              day=['2019-12-31', '2020-01-01', '2021-05-05', '', '2020-02-02', '2018-01-01'], stage=['1', 'II', '3', '', '5', '6']))
+    picked = lambda where, table=table: ''.join(data.pick_rows(table, where).path)
+    for where, rows in (('age > 50', 'cdf'), ("age > '50'", 'cdf'), ('50 < age', 'cdf'), ('8 < age <= 51', 'bdf'), ('age == 51', 'd'), ('age in (7, 51)', 'ad'), ('age != 7', 'bcdef'), ('age > -1', 'abcdf'), ('not age > 50', 'abe'),
+                        ("patient == '906'", 'a'), ("patient in ('00000906', '4')", 'bd'), ('patient == 906', 'ab'), ("age == '51'", ''), ("age == ''", 'e'), ("day >= '2020'", 'bce'), ("day >= '2020-01-01' and day < '2021-01-01'", 'be'),
+                        ('age > 50 and stage == "3"', 'c'), ('patient > age', 'ab'), ('index < 2', 'ab')):
+        if rows: assert picked(where) == rows, where
+        else:
+            with pytest.raises(LazysegError, match='leaves no film'): picked(where)
+    with pytest.raises(LazysegError, match="2 is compared with 'stage', where 'II' is written, which is no number"): picked('stage > 2')
+    assert picked("age > 50", table.assign(age=[7, 9, 100, 51, np.nan, 50.5])) == 'cdf' # a DataFrame that holds numbers
+    assert picked("age < 1", pd.DataFrame(dict(path=list('ab'), age=['006M', '060Y']))) == 'a' and (table.age == ['7', '9', '100', '051', '', '50.5']).all()
+
+
+def test_a_query_may_use_the_names_of_the_table_and_of_the_house(tmp_path):
+    table = table_of(tmp_path).rename(columns=dict(path='Image Index', labels='Finding Labels', patient='Patient ID')).assign(**{'View Position': ['PA', 'PA', 'AP']*4, 'Patient Age': ['9', '10', '100']*4})
+    table.to_csv(tmp_path/'t.csv', index=False)
+    for where in ("view == 'PA'", "`View Position` == 'PA'", "view == 'PA' and age < 50 and `Patient Age` >= 9"): assert len(get_source('table', tmp_path/'t.csv', where=where)) == 8
+    other = table_of(tmp_path).assign(view='PA', lung_view='AP', split='train', dealt=['test', 'valid']*6)
+    for where in ("view == 'PA'", "split == 'train'"): # the table's own name comes first, as it did
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); assert len(get_source('table', other, root=tmp_path, where=where, columns=dict(split='dealt', view='lung_view'), split='patients')) == 12
+
+
+
+def a_folder(folder, names, lungs=False):
+    for i, name in enumerate(names): picture(folder/name, i, lungs=lungs)
+    return folder
+
+
+def folder_patients(folder):
+    "Patients of a folder, film by film, and what was said."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        table = get_source('folder', folder).table
+    return dict(zip(table.path, table.patient)), ' '.join(str(o.message) for o in said)
+
+
+def test_a_folder_in_a_folder_is_a_patient(tmp_path):
+    "Forty patients of three films each, 1.png to 3.png, became three patients, all of them in several parts of the split."
+    a_folder(tmp_path/'a', [f'{"diseased" if k % 2 else "healthy"}/pat{k}/{"study/"*(i > 1)}{i}.png' for k in range(40) for i in (1, 2, 3)] + ['diseased/pat0/9.png', 'healthy/other__9.png', 'healthy/pat2/eve__1.png', 'healthy/lone.png'])
+    table = get_source('folder', tmp_path/'a').table
+    assert table.patient.nunique() == 43 and table.groupby('patient').split.nunique().max() == 1
+    patient, said = folder_patients(tmp_path/'a')
+    assert said == '' and patient['healthy/pat2/study/2.png'] == 'pat2' and patient['diseased/pat0/9.png'] == patient['healthy/pat0/1.png'] == 'pat0'
+    assert (patient['healthy/other__9.png'], patient['healthy/pat2/eve__1.png'], patient['healthy/lone.png']) == ('other', 'eve', 'lone')
+
+
+def test_a_folder_round_all_films_is_no_patient(tmp_path):
+    patient, said = folder_patients(a_folder(tmp_path/'a', ['healthy/images/x/1.png', 'healthy/images/x/2.png', 'diseased/more/3.png', 'diseased/more/4.png']))
+    assert sorted(patient.values()) == list('1234') and 'All films of healthy/ lie in one folder inside it' in said and 'patient of its own' in said
+    patient, said = folder_patients(a_folder(tmp_path/'b', ['healthy/p1/1.png', 'healthy/p2/2.png', 'diseased/p1/3.png', 'diseased/p1/4.png'])) # but he may have been healthy before
+    assert list(patient.values()) == ['p1', 'p2', 'p1', 'p1'] and said == ''
+
+
+def test_films_that_tell_no_patient_are_said_to(tmp_path):
+    _, said = folder_patients(a_folder(tmp_path, ['healthy/1.png', 'healthy/2.png', 'diseased/3.png', 'diseased/4.png']))
+    assert said.count('patient of its own') == 1
+    picture(tmp_path/'healthy'/'eve__1.png')
+    assert folder_patients(tmp_path)[1] == ''
+
+
+def test_names_of_numbers_and_dots_are_whole(tmp_path):
+    "Scanners name films 1.2.840.113619.2.5.10.0: without the last number, which is no ending, two patients are one, and no mask is found."
+    names = [f'1.2.840.113619.2.5.{i}.{k}' for i in range(4) for k in (0, 1)]
+    for i, name in enumerate(names):
+        kind = ('healthy', 'diseased')[i % 2]
+        picture(tmp_path/kind/'x.png', i), picture(tmp_path/'truth'/f'{name}.png', lungs=True)
+        (tmp_path/kind/'x.png').unlink()
+        dicom(tmp_path/kind/name, np.random.default_rng(i).integers(0, 4096, (40, 32)))
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); table = get_source('folder', tmp_path).table
+    assert sorted(table.patient) == names and (table.truth == 'truth/' + table.patient + '.png').all()
+    assert data.film_key(f'a/{names[0]}') == data.film_key(f'{names[0]}.dcm') == names[0]
+    masks = add_truth(pd.DataFrame(dict(path=names)), 'masks', tmp_path/'truth', 'x')
+    assert [Path(o).stem for o in masks.truth] == names
+
+
+
+def domains(labels, *queries):
+    "What choose_domains makes of labels: diseased or not, film by film; what is said; what is noted for the audit."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        table = data.choose_domains(pd.DataFrame(dict(labels=labels, row=range(len(labels)))), *queries)
+    return dict(zip(table.row, table.diseased)), [str(o.message) for o in said], table
+
+
+@pytest.mark.parametrize('sign', [', ', ',', ';', ' ; '])
+def test_findings_joined_by_commas_or_semicolons(sign):
+    "Of 60 with an infiltration 29 were diseased, and the others nobody; against healthy='without Infiltration' they were healthy."
+    labels = [f'Effusion{sign}Infiltration', 'Infiltration', 'No Finding', f'Mass{sign}Effusion']*4
+    for healthy, n in (('No Finding', 4), ('without Infiltration', 8)):
+        found, said, table = domains(labels, 'Infiltration', healthy)
+        assert sum(found.values()) == 8 and len(found) == 8 + n and [o for o in said if 'joined by' in o] and len(said) == 1
+    assert data.label_sets(table.labels)[0] == {'effusion', 'infiltration'} and data.label_sets(table.labels)[-1] == {'mass', 'effusion'}
+
+
+@pytest.mark.parametrize('labels, asked', [(['A|B', 'A, C', 'No Finding'], 'A'), (['A; B', 'A, C', 'No Finding'], 'A'), (['A, left', 'A', 'A, right', 'No Finding'], 'A, left|A')])
+def test_findings_joined_who_knows_how(labels, asked):
+    with pytest.raises(LazysegError, match="How findings are joined can't be told: there is 'a, .*by \\|"): domains(labels, asked)
+
+
+def test_a_comma_may_be_part_of_a_label():
+    for asked, n in (('A, left', 1), ('A, left|A, right', 2), ('B', 1)):
+        found, said, _ = domains(['A, left', 'A, right', 'B', 'No Finding'], asked)
+        assert sum(found.values()) == n and said == []
+
+
+@pytest.mark.parametrize('odd, asked', [('Infiltrations', 'Infiltration'), ('Infiltrate', 'Infiltration'), ('Normal', 'No Finding'), ('no findings', 'No Finding')])
+def test_films_left_out_for_a_label_written_otherwise(odd, asked):
+    found, said, table = domains(['Infiltration', 'No Finding', odd, 'Mass', 'Mass|Edema', '']*3, 'Infiltration')
+    assert len(found) == 6 and len(said) == 1 and f"If '{odd.lower()}' means '{asked.lower()}'" in said[0]
+    assert said[0].startswith("12 of 18 films are neither 'Infiltration' nor 'No Finding' and are left out.") and 'mass (6), (none) (3), edema (3)' in said[0]
+    assert ' films are left out: ' not in said[0] # which is how films that can't be read are told
+
+
+def test_films_left_out_on_purpose_are_not_talked_about():
+    "NIH's fourteen labels, RSNA's three: whoever asks for one of them wants no others."
+    nih = 'Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax Consolidation Edema Emphysema Fibrosis Pleural_Thickening Hernia'.split()
+    for asked in nih:
+        found, said, table = domains([*nih, 'No Finding'], asked)
+        assert len(found) == 2 and said == [] and table.attrs['left_out'].startswith('13 of 15 films')
+    assert domains(['Pneumonia', 'No Pneumonia', 'No Finding'], 'Pneumonia')[1] == [] and domains(['Pneumonia', 'No Finding'], 'Pneumonia')[2].attrs['left_out'] == ''
+
+
+def test_numbers_for_labels_and_names_for_columns_say_what_to_do(tmp_path):
+    for labels, asked in ((['0', '1'], 'Edema'), ([0, 1], 'Edema'), (['0.0', '1.0'], 'Edema'), (['no', 'yes'], 'Edema'), (['0', 'Edema'], 'Edema')):
+        with pytest.raises(LazysegError, match='--healthy'): domains(labels, asked)
+    assert domains([0, 1], '1', '0')[0] == {0: False, 1: True}
+    with pytest.raises(LazysegError, match=r"Call one of them labels, or say which it is: --columns labels=yours as an option, columns=\{'labels': 'your column'\} in Python"):
+        get_source('table', table_of(tmp_path).rename(columns=dict(labels='dx')), root=tmp_path)
+
+
+
+def test_a_film_listed_twice_under_two_spellings(tmp_path):
+    table = table_of(tmp_path)
+    for i, way in enumerate(('./0.png', 'lungs/../0.png', './/0.png', '.\\0.png')):
+        with pytest.raises(LazysegError, match='1 films are listed twice, the first is .*0.png'): get_source('table', table.assign(path=[*table.path[:-1], way]), root=tmp_path)
+    odd = table.assign(path='./' + table.path)
+    assert (get_source('table', odd, root=tmp_path).table.path == odd.path).all() # and written as it was
+
+
+def test_patients_as_a_spreadsheet_writes_them(tmp_path):
+    named = lambda *names: data.check_patients(pd.DataFrame(dict(path=[str(i) for i in range(len(names))], patient=names))).patient.tolist()
+    assert named('906', '906.0', '7') == ['906', '906', '7']
+    for same in (['906.0', '7.0'], ['00000906', '906'], ['00000906.0', '906'], ['906', '906.0', 'p7'], ['906', '906.00', '906.5']): assert named(*same) == same
+
+
+@pytest.mark.parametrize('text, columns', [
+    ('Image Index;Finding Labels;OriginalImage[Width,Height];Patient ID\n1.png;Edema;2500;7\n', ['Image Index', 'Finding Labels', 'OriginalImage[Width,Height]', 'Patient ID']),
+    ('Image Index;Finding Labels;OriginalImage[Width,Height];Spacing\n1.png;Edema;2500;0,143\n', ['Image Index', 'Finding Labels', 'OriginalImage[Width,Height]', 'Spacing']),
+    ('path\tlabels\tnote, or none\n1.png\tEdema\tx\n', ['path', 'labels', 'note, or none']),
+    ('path,labels,note (a;b;c;d)\n1.png,Edema,x\n', ['path', 'labels', 'note (a;b;c;d)']), # read rightly before, as are those below
+    ('path,labels (a;b)\n1.png,a;b\n', ['path', 'labels (a;b)']),
+    ('path,labels,"size;mm"\n1.png,Edema,5,\n', ['path', 'labels', 'size;mm']),
+    ('patientId,x;y\n1,2\n', ['patientId', 'x;y']),
+    ('path,"first\nsecond;third",labels\n1.png,"a\nb",Edema\n', ['path', 'first\nsecond;third', 'labels']),
+])
+def test_the_sign_between_columns(tmp_path, text, columns):
+    (tmp_path/'t.csv').write_text(text)
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); assert data.read_csv(tmp_path/'t.csv').columns.tolist() == columns
+
+
+@pytest.mark.parametrize('encoding', ['utf-16', 'utf-8-sig'])
+def test_a_table_with_a_mark_of_its_encoding(tmp_path, encoding):
+    (tmp_path/'t.csv').write_text('path\tlabels\nBürger.png\tEdema\n', encoding=encoding)
+    assert data.read_csv(tmp_path/'t.csv').to_dict('records') == [dict(path='Bürger.png', labels='Edema')]
+
+
+
+def test_a_source_that_only_reads_has_no_other_view(tmp_path):
+    "view and trim were passed over without a word."
+    table = get_source('table', table_of(tmp_path), root=tmp_path).table
+    source = data.Source('own', table, read=lambda row, height, width: dict(film=np.full((height, width), int(row.path[:-4]), np.uint8)))
+    assert get_films(source, 16).film[:, 0, 0].tolist() == list(range(12))
+    for how in (dict(view='crop'), dict(trim=True)):
+        with pytest.raises(LazysegError, match=r"'own' reads its films by itself.*load="): get_films(source, 16, **how)
+    whole = data.Source('whole', table, load=lambda row: dict(film=np.full((40, 32), .5)))
+    assert len(get_films(whole, 16, trim=True)) == 12
+
+
+def test_no_films_are_chosen():
+    films = loader_films()
+    for none in ([], np.zeros(len(films), bool), np.array([], int), slice(0, 0)): assert len(films[none]) == len(films[none].table) == 0
+
+
+@pytest.mark.parametrize('height, width, fine', [(80, 64, True), (20, 16, True), (21, 17, True), (33, 27, True), (40, 33, True), (32, 40, False), (40, 40, False), (200, 167, False), (200, 163, True)])
+def test_a_mask_of_another_shape_is_refused(tmp_path, height, width, fine):
+    "A square mask was stretched over a film that is none. A pixel more or less comes from making it smaller."
+    table = table_of(tmp_path)
+    picture(tmp_path/'lungs'/'3.png', lungs=True, height=height, width=width)
+    source = get_source('table', table, root=tmp_path)
+    if fine: assert get_films(source, 16).lungs[3].any()
+    else:
+        with pytest.raises(LazysegError, match=f'3.png has 32 x 40 pixels and its mask lungs/3.png {width} x {height}'): get_films(source, 16)
+
+
+def test_a_mask_may_have_the_pixels_of_its_file(tmp_path):
+    dicom(tmp_path/'a.dcm', np.random.default_rng(0).integers(0, 4096, (32, 32)), PixelSpacing=[2, 1])
+    for name, height, fine in (('drawn.png', 32, True), ('square.png', 64, True), ('other.png', 50, False)):
+        picture(tmp_path/name, lungs=True, height=height, width=32)
+        load = lambda: data.load_row(pd.Series(dict(path='a.dcm', lungs=name)), tmp_path)
+        if fine: assert load()['lungs'].shape == (64, 32)
+        else:
+            with pytest.raises(LazysegError, match='another shape'): load()
+
+
+def test_a_table_beside_no_films_is_told_at_once(tmp_path):
+    table = table_of(tmp_path/'films')
+    table.to_csv(tmp_path/'t.csv', index=False)
+    with pytest.raises(LazysegError, match=r"No film is where the table says: .*0\.png is not there. Paths are whole, or start from "): get_source('table', tmp_path/'t.csv')
+    with pytest.raises(LazysegError, match='No film is where'): get_source('table', table, root=tmp_path/'gone')
+    assert len(get_source('table', tmp_path/'t.csv', root=tmp_path/'films')) == 12
+    for i in range(4): (tmp_path/'films'/f'{i}.png').unlink() # one of the first is enough: films that are missing are told when they are read
+    assert len(get_source('table', table, root=tmp_path/'films')) == 12
+    assert len(get_source('table', table.assign(path=[str(tmp_path/'films'/o) for o in table.path]))) == 12
+
+
+
 def test_bad_files_are_named_counted_skipped_or_stopped_on(tmp_path):
     table = table_of(tmp_path)
     whole = (tmp_path/'1.png').read_bytes()
@@ -532,6 +769,7 @@ def test_a_large_table_costs_what_it_holds(tmp_path):
     for n in (600, 60_000):
         rows = [f"images_{i * 12 // n + 1:03}/images/{i // 4:08}_{i % 4:03}.png,{('No Finding', 'Edema|Effusion')[i // 4 % 3 == 0]},{i % 4},{i // 4},57,M,PA" for i in range(n)]
         (tmp_path / f"{n}.csv").write_text("\n".join(["path,labels,follow-up,patient,age,sex,view", *rows]))
+        picture(tmp_path / rows[0].partition(",")[0]) # a source asks whether the first films are there, and no more
     ran = subprocess.run([sys.executable, "-c", GROWS, str(tmp_path / "600.csv"), str(tmp_path / "60000.csv")], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert 50 < float(ran.stdout) < 260, ran.stdout

@@ -3,6 +3,7 @@ import sys
 
 import matplotlib
 matplotlib.use('Agg')
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,3 +102,31 @@ def test_a_few_ill_films_among_many_are_looked_at(tmp_path):
     assert ill[_spread(ill, 2)].sum() == 1
     assert len(_spread(ill, 1)) == 1 and len(_spread(ill[:0], 5)) == 0 and len(_spread(np.zeros(3, bool), 2)) == 2
     assert np.diff(_spread(np.arange(1000) % 2 == 0, 10)).max() < 250, "evenly over the table, where classes are as many"
+
+
+def test_all_films_that_can_not_be_read_are_told_and_why(films):
+    for i in range(7, 14): (films.root/f'{i}.png').write_bytes(b'no film' if i % 2 else b'')
+    found = audit(films)
+    line = found['faults'][0]
+    assert line.startswith("8 of 80 films opened can't be read") and line.endswith('And 3 more.')
+    assert all(f'{i}.png' in line for i in (5, 7, 8, 9, 10)) and 'can' in line and '11.png' not in line
+    assert list(found['unread']) == ['5.png', *(f'{i}.png' for i in range(7, 14))] and all(o in why for o, why in found['unread'].items())
+    page = plt.gcf() # and nothing is written below its edge
+    assert min(t.get_window_extent().y0 for t in page.texts) > 0 and page.get_size_inches()[1] > 6
+    for i in (20, 21): (films.root/f'{i}.png').unlink()
+    assert all(f'{i}.png' in audit(films, draw=False)['faults'][0] for i in (20, 21))
+
+
+def test_a_patient_who_fell_ill_is_no_fault(films):
+    films.table.loc[1, 'patient'] = 'p0'
+    films.table.loc[60, 'patient'] = 'p60'
+    found = audit(films, draw=False)
+    assert found['notes'] == ['1 of 79 patients have healthy and diseased films.'] and 'healthy and diseased' not in ' '.join(found['faults'])
+
+
+def test_who_is_left_out_is_on_the_page(films):
+    table = films.table[['path', 'patient', 'labels']].assign(labels=['No Finding', 'Pneumonia', 'Mass|Nodule', 'Mass']*20)
+    source = get_source('table', table[table.path != '5.png'], root=films.root)
+    found = audit(source)
+    note = "40 of 79 films are neither 'pneumonia' nor 'No Finding' and are left out. Labels of theirs: mass (40), nodule (20)."
+    assert found['notes'] == [note] and note[:60] in plt.gcf().texts[-1].get_text()

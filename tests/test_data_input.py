@@ -325,7 +325,7 @@ class TestTables:
         source = get_source('table', tmp_path/'t.csv')
         assert len(source) == 12 and source.table.note[0] == 'Bürger'
 
-    @pytest.mark.parametrize('raw, words', [('path,labels\nä.png,x\n'.encode('latin-1'), 'CSV UTF-8'), ('path,labels\n'.encode('utf-16'), 'UTF-8'), (b'', 'No columns'), (b'path,labels\n"a.png,x', 'EOF'),
+    @pytest.mark.parametrize('raw, words', [('path,labels\nä.png,x\n'.encode('latin-1'), 'CSV UTF-8'), ('path,labels\n'.encode('utf-16'), 'no rows'), ('path,labels\n'.encode('utf-16')[:-1], 'UTF-8'), (b'', 'No columns'), (b'path,labels\n"a.png,x', 'EOF'),
                                             (b'path,labels\na,b\na,b,c,d\n', 'Expected 2'), (b'path,path,labels\na,b,c\n', 'no rows|labels|patient|label')])
     def test_what_is_no_table(self, tmp_path, raw, words):
         (tmp_path/'t.csv').write_bytes(raw)
