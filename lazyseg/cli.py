@@ -336,7 +336,8 @@ def _write_rows(out:Path, rows:list):
 def _write_result(out:Path, key:str, path:Path, result, about:dict, dicom:bool) -> dict:
     "Mask and overlay of one film, and its row."
     from PIL import Image
-    from lazyseg.segmenter import is_dicom, save_dicom_seg
+    from lazyseg.film import is_dicom
+    from lazyseg.segmenter import save_dicom_seg
     mask, row = result.mask, dict(film=key)
     pictures = dict(mask=Image.fromarray(mask.astype('uint8')*255), overlay=Image.fromarray(result.overlay(path)))
     if hasattr(result, 'labels'): # a panel's

@@ -222,8 +222,7 @@ def is_film(path:Path, # of a file
     if path.name.startswith('.') or not path.is_file(): return False
     if path.suffix.lower() in PICTURES: return True
     if film_stem(path) != path.name: return False
-    try:
-        with open(path, 'rb') as f: return is_dicom(path, f.read(132))
+    try: return is_dicom(path)
     except OSError: return False
 
 def films_below(folder:Path, # that holds films, and folders of films
@@ -247,17 +246,18 @@ def read_mask(path:str|Path, # as for `read_film`
 
 def _keeps_numbers(path:str|Path) -> bool:
     "Whether a file gives back the very numbers that were put into it."
-    with open(path, 'rb') as f: head = f.read(132)
-    if is_dicom(path, head):
+    if is_dicom(path):
         import pydicom
         return not pydicom.dcmread(path, force=True, stop_before_pixels=True).file_meta.TransferSyntaxUID.is_compressed
     with Image.open(path, formats=_FORMATS) as image:
         return image.format in ('PNG','BMP') or image.format == 'TIFF' and image.info.get('compression') not in ('jpeg','tiff_jpeg','webp')
 
-def is_dicom(path, # the file's path or name; only its ending counts
-             head:bytes, # the first 132 bytes of the file
+def is_dicom(path, # of a file
+             head:bytes=None, # its first 132 bytes, where they are at hand
             ) -> bool:
     "Whether a file is DICOM, by its mark at byte 128; or by its name, unless it begins as another picture does."
+    if head is None:
+        with open(path, 'rb') as f: head = f.read(132)
     return head[128:132] == b'DICM' or Path(path).suffix.lower() in ('.dcm','.dicom') and not head.startswith(_MARKS)
 
 # %% ../nbs/00a_film.ipynb #2380b7db

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'FAR', 'STRIPES', 'FORMAT', 'NOTE', 'BIGGEST_FILE', 'KNOWN', 'FINDINGS', 'SHOWN', 'push_back', 'Place',
-           'as_grey', 'is_dicom', 'file_notes', 'list_films', 'describe_films', 'KnownFilms', 'turnings', 'odd_about',
-           'Segmented', 'shrink', 'draw_mask', 'warn_on', 'Segmenter', 'sha256', 'narrowed', 'model_card', 'read_json',
+           'as_grey', 'file_notes', 'list_films', 'describe_films', 'KnownFilms', 'turnings', 'odd_about', 'Segmented',
+           'shrink', 'draw_mask', 'warn_on', 'Segmenter', 'sha256', 'narrowed', 'model_card', 'read_json',
            'check_fields', 'read_numbers', 'fill_network', 'take_numbers', 'save_dicom_seg', 'hub_class', 'Explorer',
            'explore']
 
@@ -27,7 +27,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .core import LazysegError, one_of, whole_file
-from .film import (BIGGEST, LUNG_TEMPLATE, PICTURES, VIEWS, crop_box, films_below, full_scale, inside_box, is_film, lung_box,
+from .film import (BIGGEST, LUNG_TEMPLATE, PICTURES, VIEWS, crop_box, films_below, full_scale, inside_box, is_dicom, is_film, lung_box,
                           lung_edges, make_view, read_film, read_mask, resize, square_shape, template_row, two_lungs)
 from .lungs import find_lungs, lungs_version, odd_lungs
 from .models import MAPS, Generator, GeneratorScorer, Outliner, PupilScorer
@@ -127,11 +127,6 @@ def _is_coloured(picture:np.ndarray, # (H, W, 3) numbers of one scale
 # %% ../nbs/09_your_films.ipynb #1a70d576
 _FILM_MODALITIES = ('CR', 'DX', 'DR', 'RG', 'RF', 'XA', 'OT', 'SC') # DICOM's names for what may hold a chest film
 
-def is_dicom(path:Path, # of a file
-            ) -> bool:
-    "Whether a file is DICOM, by its mark or its ending."
-    with open(path, 'rb') as f: return f.read(132)[128:] == b'DICM' or Path(path).suffix.lower() in ('.dcm', '.dicom')
-
 def file_notes(path:Path, # of a picture or a DICOM file
               ) -> list: # of strings
     "What is odd about a film file, as its colours or its DICOM header show."
@@ -143,7 +138,7 @@ def file_notes(path:Path, # of a picture or a DICOM file
                      picture.resize((64, 64), Image.Resampling.NEAREST).convert('RGB')) # never a second picture of the same size
             return ['is a colour picture'] if _is_coloured(np.asarray(small)) else []
     import pydicom
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=['Modality', 'ViewPosition', 'BurnedInAnnotation'])
+    header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=['Modality', 'ViewPosition', 'BurnedInAnnotation'])
     said = lambda name: re.sub('[^A-Z]', '', str(header.get(name) or '').upper())[:8] # a code, never free text
     notes = []
     if said('Modality') and said('Modality') not in _FILM_MODALITIES: notes.append(f"is {said('Modality')} by its header, not a radiograph")
@@ -794,7 +789,7 @@ def save_dicom_seg(film:str|Path, # the DICOM file that the mask belongs to
         import highdicom as hd
         import pydicom
     except ImportError as e: raise LazysegError("DICOM SEG needs pydicom and highdicom: pip install 'lazyseg[dicom]'.") from e
-    source = pydicom.dcmread(film)
+    source = pydicom.dcmread(film, force=True) # some devices leave the mark at its beginning out
     shape = int(source.Rows), int(source.Columns)
     # where pixels are not square, a film is read wider or higher than it is stored
     if mask.shape != shape and mask.shape == square_shape(source, *shape):

@@ -386,6 +386,18 @@ def test_dicom_seg_refers_to_its_film_and_validates(tmp_path, header, empty):
     assert "Segmentation" in said.stderr + said.stdout and "Error" not in said.stderr + said.stdout, said.stderr
 
 
+def test_a_film_without_the_mark_of_dicom_and_a_picture_called_dcm_are_marked_all_the_same(model, tmp_path):
+    hd = pytest.importorskip("highdicom")
+    whole = write_dicom(tmp_path / "a.dcm").read_bytes()
+    (tmp_path / "bare.dcm").write_bytes(whole[132:]) # as some devices write it
+    Image.fromarray(FILM).save(tmp_path / "picture.png")
+    (tmp_path / "picture.dcm").write_bytes((tmp_path / "picture.png").read_bytes())
+    usual, *others = (model.segment(tmp_path / name) for name in ("a.dcm", "bare.dcm", "picture.dcm"))
+    assert all((o.map == usual.map).all() and o.warnings == usual.warnings for o in others)
+    S.save_dicom_seg(tmp_path / "bare.dcm", usual.mask, dict(disease="pneumonia"), tmp_path / "seg.dcm")
+    assert (hd.seg.segread(tmp_path / "seg.dcm").pixel_array.reshape(usual.mask.shape).astype(bool) == usual.mask).all()
+
+
 def test_a_seg_needs_its_films_pixels_and_identity(tmp_path):
     pytest.importorskip("highdicom")
     film = write_dicom(tmp_path / "a.dcm")
