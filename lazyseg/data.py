@@ -197,7 +197,7 @@ def _left_out(labels:pd.Series, # of films that answer neither query
     count = pd.Series([o for s in label_sets(labels) for o in s or ['(none)']], dtype=object).value_counts()
     most = sorted(count.index, key=lambda o: (-count[o], o))
     said = (f"{len(labels)} of {n} films are neither {brief(diseased)} nor {brief(healthy)} and are left out. Labels of theirs: "
-            f"{', '.join(f'{o[:50]} ({count[o]})' for o in most[:5])}{' ...' if len(most) > 5 else ''}.")
+            f"{', '.join(f'{o[:50]} ({count[o]})' for o in most[:5])}{' ...' if len(most) > 5 else '.'}")
     for term in sorted(_asked(diseased)[0] | _asked(healthy)[0]):
         like = get_close_matches(term, most, 1, .8) or [o for o in most if term == 'no finding' and o in _WELL]
         if like and not (like[0].startswith('no ') and not term.startswith('no')): # 'no pneumonia' is no 'pneumonia' written otherwise
