@@ -650,7 +650,7 @@ def audit(source='folder', # phantom, table, folder, pneumonia, nih ...: see `ge
           names=False, # name the file of a film that can't be read
           healthy='', # query for the healthy films; 'No Finding' when empty
           columns='', # names of the table's columns that are not recognised, such as 'path=img patient=case'
-         ) -> dict: # {films, counts, shortcuts, unread, faults, out}
+         ) -> dict: # {films, counts, shortcuts, faults, notes, unread, out}
     "Look at a set of films; writes `audit.png` and `audit.json` into `out`."
     import matplotlib
     matplotlib.use('agg')
@@ -668,7 +668,7 @@ def audit(source='folder', # phantom, table, folder, pneumonia, nih ...: see `ge
     with whole_file(Path(out)/'audit.png') as p: plt.gcf().savefig(p, dpi=110, format='png', metadata={'Software': None})
     found = dict(films=len(films), counts={k: {a: int(b) for a, b in v.items()} for k, v in page['counts'].T.to_dict().items()},
                  shortcuts={k: round(float(v), 3) for k, v in page['shortcuts'].items()}, faults=page['faults'] + each,
-                 unread=unread, out=str(out))
+                 notes=page['notes'], unread=unread, out=str(out))
     _write_json(Path(out)/'audit.json', found)
     return found
 
@@ -688,7 +688,7 @@ def _run_audit(json=False, quiet=False, **given):
     found = audit(**given)
     lines = [f"{found['films']} films: {found['counts']}",
              'The class can be told (AUROC, 0.5 is chance) from: ' + ', '.join(f'{k} {v:.2f}' for k, v in found['shortcuts'].items()),
-             *(found['faults'] or ['No faults found.']), *['--names shows their paths.']*(found['unread'] > 0 and not given['names']),
+             *(found['faults'] or ['No faults found.']), *found['notes'], *['--names shows their paths.']*(found['unread'] > 0 and not given['names']),
              f"Page: {found['out']}/audit.png"]
     _answer(found, json, lines)
     return 3 if found['unread'] else 0
@@ -776,7 +776,6 @@ def main(args=None, # words after `lazyseg`; None: those of this process
         return 0
     if command is None: p.error('name a command')
     import warnings
-    warnings.filterwarnings('ignore', message='.*torch.jit.script.*') # of a library below, nothing a reader can act on
     warnings.showwarning = lambda message, *_, **__: _say(f'lazyseg: {message}') # a line, not a place in the code
     if given['quiet'] or given['json']: os.environ['LAZYSEG_NO_BARS'] = '1'
     try: return COMMANDS[command][2](**given)

@@ -767,10 +767,9 @@ def _stop_at_shape(mask:np.ndarray, film:np.ndarray, name:str, path:Path):
 
 def _stored_shape(path:Path, film:np.ndarray) -> tuple: # (height, width)
     "What a truth file's pixels count in: the film as it is stored, before pixels that are not square were made so."
-    with open(path, 'rb') as f:
-        if not is_dicom(path, f.read(132)): return film.shape
+    if not is_dicom(path): return film.shape
     import pydicom
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=['Rows','Columns'])
+    header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=['Rows','Columns'])
     return int(header.Rows), int(header.Columns)
 
 # %% ../nbs/01_data.ipynb #12aee5f9
@@ -1001,7 +1000,7 @@ def get_source(name:str, /, # one of SOURCES
     return SOURCES[one_of('source', name, SOURCES)](data, disease=disease, **how)
 
 # %% ../nbs/01_data.ipynb #77d171ac
-CACHE_VERSION = 4 # raise it when the pixels of a cached film would change
+CACHE_VERSION = 5 # raise it when the pixels of a cached film would change
 _PARTS = dict(film=('film',), truth=('truth','shapes'), lungs=('lungs',)) # part -> columns that give it
 
 def _cache_key(source:Source, height:int, width:int, how:dict) -> str:

@@ -353,6 +353,16 @@ def test_evaluate_and_audit_on_files_of_the_phantom(kept, tmp_path, capsys, monk
     assert any("can't be read" in f and "00003" not in f for f in page["faults"])
 
 
+def test_an_audit_says_who_is_left_out(tmp_path, capsys):
+    for i, film in enumerate(lungs_like(30, 32)): Image.fromarray(film).save(tmp_path / f"{i}.png")
+    labels = ["No Finding"]*13 + ["Mass"]*13 + ["Effusion"]*4
+    pd.DataFrame(dict(path=[f"{i}.png" for i in range(30)], patient=[i % 25 for i in range(30)], labels=labels)).to_csv(tmp_path / "films.csv", index=False)
+    assert cli.main(["audit", "--source", "table", "--data", str(tmp_path / "films.csv"), "--disease", "Mass", "-o", str(tmp_path / "audit")]) == 0
+    notes = json.loads((tmp_path / "audit/audit.json").read_text())["notes"]
+    said = capsys.readouterr().out
+    assert len(notes) == 2 and "4 of 30 films are neither" in notes[0] and "effusion (4)" in notes[0] and notes[1].startswith("1 of 25 patients") and all(n in said for n in notes)
+
+
 def test_an_audit_says_what_is_wrong_with_each_film_and_not_whose_it_is(tmp_path, capsys):
     for kind, shade in (("healthy", 0), ("diseased", 50)):
         (tmp_path / "data" / kind).mkdir(parents=True)

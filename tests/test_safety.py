@@ -18,8 +18,6 @@ OURS = {"compile": {"re", "net"}, "eval": {"model", "generator", "pupil", "net"}
 def faults_in(text):
     "Lines that do what no line may."
     found = []
-    # the one function that looks at a query before it is asked
-    checked = [(n.lineno, n.end_lineno) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.name == "pick_rows"]
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
@@ -32,7 +30,7 @@ def faults_in(text):
         if how.get("shell", "False") != "False": found.append(f"{node.lineno}: a shell")
         if (owner, name) == ("torch", "load") and how.get("weights_only") != "True": found.append(f"{node.lineno}: torch.load of more than weights")
         if (owner, name) == ("np", "load") and how.get("allow_pickle", "False") != "False": found.append(f"{node.lineno}: np.load of pickles")
-        if name == "query" and not any(a <= node.lineno <= b for a, b in checked): found.append(f"{node.lineno}: a query of pandas, which can call functions")
+        if name == "query": found.append(f"{node.lineno}: a query of pandas, which can call functions")
     return found
 
 
