@@ -38,6 +38,14 @@ def test_links_to_sections_arrive_in_jupyterlab():
     assert found >= 7 and not lost, lost
 
 
+def test_what_the_site_hides_is_folded_in_jupyterlab():
+    "A cell of checks or of drawing is shorter than what it would stand between."
+    aside = [(book.name, c) for book in ROOT.glob("nbs/*.ipynb") for c in json.loads(book.read_text(encoding="utf-8"))["cells"]
+             if c["cell_type"] == "code" and re.match(r"#\|\s*(hide|echo:\s*false)\b", "".join(c["source"]))]
+    open_ones = [(name, "".join(c["source"])[:60]) for name, c in aside if not c["metadata"].get("jupyter", {}).get("source_hidden")]
+    assert len(aside) > 50 and not open_ones, f"give these the metadata {{'jupyter': {{'source_hidden': true}}}}: {open_ones}"
+
+
 CHAPTERS = [b for b in BOOKS if b.parent.name in ("nbs", "solutions") and b.name[:2].isdigit() or b.name == "index.ipynb"]
 
 
