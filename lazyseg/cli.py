@@ -688,7 +688,8 @@ def _run_audit(json=False, quiet=False, **given):
     found = audit(**given)
     lines = [f"{found['films']} films: {found['counts']}",
              'The class can be told (AUROC, 0.5 is chance) from: ' + ', '.join(f'{k} {v:.2f}' for k, v in found['shortcuts'].items()),
-             *(found['faults'] or ['No faults found.']), *found['notes'], *['--names shows their paths.']*(found['unread'] > 0 and not given['names']),
+             *(found['faults'] or ['No faults found.']), *found['notes'],
+             *['--names shows their paths.']*(found['unread'] > 0 and not given['names']),
              f"Page: {found['out']}/audit.png"]
     _answer(found, json, lines)
     return 3 if found['unread'] else 0

@@ -170,7 +170,8 @@ class Head(nn.Module):
              out, # (B, 2, H, W): x and y before `tanh`
              reach, # largest displacement along x and y, in pixels of the film
             ) -> Counterpart:
-        flow = integrate(reach * out.float().tanh(), self.halvings) # 16 bits cannot say at which pixel of a wide film
+        out = out.to(torch.promote_types(out.dtype, torch.float32)) # 16 bits cannot say at which pixel of a wide film
+        flow = integrate(reach * out.tanh(), self.halvings)
         return Counterpart(warp(film, flow), flow=flow)
 
 # %% ../nbs/02_models.ipynb #c7ecf477

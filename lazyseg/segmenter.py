@@ -27,8 +27,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from .core import LazysegError, one_of, whole_file
-from .film import (BIGGEST, LUNG_TEMPLATE, PICTURES, VIEWS, crop_box, films_below, full_scale, inside_box, is_dicom, is_film, lung_box,
-                          lung_edges, make_view, read_film, read_mask, resize, square_shape, template_row, two_lungs)
+from .film import (BIGGEST, LUNG_TEMPLATE, PICTURES, VIEWS, crop_box, films_below, full_scale, inside_box, is_dicom, is_film,
+                          lung_box, lung_edges, make_view, read_film, read_mask, resize, square_shape, template_row, two_lungs)
 from .lungs import find_lungs, lungs_version, odd_lungs
 from .models import MAPS, Generator, GeneratorScorer, Outliner, PupilScorer
 from .thresholding import OperatingPoint, image_score, moved_by_hand, share_slider

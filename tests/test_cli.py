@@ -132,13 +132,13 @@ def test_names_that_scanners_give_are_kept_whole(kept, tmp_path):
 def test_a_file_that_was_not_read_is_not_done_because_another_holds_the_same_bytes(kept, tmp_path, capsys):
     films, out = tmp_path / "films", tmp_path / "out"
     films.mkdir()
-    Image.fromarray(FILM).save(films / "a.jpg")
-    for name in ("b.dcm", "c.jpg"): (films / name).write_bytes((films / "a.jpg").read_bytes())
+    bare = write_dicom(tmp_path / "whole.dcm").read_bytes()[132:] # without the mark of DICOM only a name says that it is one
+    for name in ("a.dcm", "b.png", "c.dcm"): (films / name).write_bytes(bare)
     for more in ([], [], ["--names"], ["--names"]):
         assert segment(films, kept, out, *more) == 3
         assert [bool(r["fault"]) for r in sorted(rows(out)[:3], key=lambda r: int(r["number"]))] == [False, True, False]
         assert len({r["film"] for r in rows(out)}) == len(rows(out)), "a row and a mask for each"
-    (films / "a.jpg").unlink(), (films / "c.jpg").unlink()
+    (films / "a.dcm").unlink(), (films / "c.dcm").unlink()
     assert segment(films, kept, out) == 1
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 nbformat = pytest.importorskip("nbformat")
 
@@ -88,6 +89,7 @@ def test_a_run_that_died_before_it_kept_its_model_is_not_finished(tmp_path):
 def test_healthy_and_columns_shape_a_run_as_where_does(tmp_path):
     table = tmp_path / "films.csv"
     table.write_text("img,case,finding\n" + "".join(f"{i}.png,p{i},{('Normal', 'Mass')[i % 2]}\n" for i in range(20)))
+    Image.new("L", (32, 32)).save(tmp_path / "0.png")
     asked = dict(disease="Mass", source="table", data=str(table), profile="smoke", out=str(tmp_path))
     usual, own = check_settings(**asked), check_settings(**asked, healthy="Normal", columns="path=img patient=case")
     assert len(get_run_source(own)) == 20 and get_run_source(own).table.diseased.sum() == 10
