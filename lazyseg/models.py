@@ -116,7 +116,7 @@ def integrate(velocity:Tensor, # (B, 2, H, W), x and y in pixels
               halvings:int, # 2**halvings small steps; 0 takes the velocity as the displacement itself
              ) -> Tensor: # (B, 2, H, W), displacement in pixels
     "Where following `velocity` for one unit of time leads to."
-    flow = velocity / 2**halvings
+    flow = velocity.to(torch.promote_types(velocity.dtype, torch.float32)) / 2**halvings # 16 bits can't count the pixels of a wide film
     for _ in range(halvings): flow = flow + warp(flow, flow)
     return flow
 
@@ -170,7 +170,6 @@ class Head(nn.Module):
              out, # (B, 2, H, W): x and y before `tanh`
              reach, # largest displacement along x and y, in pixels of the film
             ) -> Counterpart:
-        out = out.to(torch.promote_types(out.dtype, torch.float32)) # 16 bits cannot say at which pixel of a wide film
         flow = integrate(reach * out.tanh(), self.halvings)
         return Counterpart(warp(film, flow), flow=flow)
 
