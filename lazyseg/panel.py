@@ -574,7 +574,7 @@ def _read_panel(folder:Path) -> dict:
     if not 1 <= len(about['diseases']) <= 8:
         raise LazysegError(f"{file} names {len(about['diseases'])} diseases; a panel has one to eight.")
     for d in about['diseases']:
-        if (not isinstance(d, str) or not re.fullmatch(r'[\w .+-]+', d) or d in ('.', '..')
+        if (not isinstance(d, str) or Path(d).name != d or d in ('', '.', '..') or re.search(r'[<>&"\x00-\x1f]', d)
             or d not in about['models'] or about['diseases'].count(d) > 1):
             raise LazysegError(f"{file}: {repr(d)[:50]} is not the name of a model in this folder.")
     return about
