@@ -548,7 +548,7 @@ def _only_one(what:str, names:pd.Series, wanted:set):
     twice = names[names.duplicated() & names.isin(wanted)]
     if len(twice):
         raise LazysegError(f"Two {what} are named {twice.iloc[0]!r}: which truth belongs to which film can't be told. "
-                           "Rename one, or name the masks in a table.")
+                           "Rename one, let masks lie in folders as their films do, or name them in a table.")
 
 # %% ../nbs/01_data.ipynb #6bfcda8b
 def add_truth(table:pd.DataFrame, # with `path`
@@ -818,6 +818,30 @@ def _folder_patients(data:Path, # that holds healthy/ and diseased/
                       "for a patient of its own. If patients have several films, say so by name or folder.")
     return [name.split('__')[0] if '__' in name or not folder else folder[0] for name, folder in films]
 
+# %% ../nbs/01_data.ipynb #dfc4464b
+def _folder_masks(data:Path, # that holds them, and the films
+                  kind:str, # the folder of the masks: lungs or truth
+                  films, # where each film lies in `data`: healthy/... or diseased/...
+                 ) -> list: # of paths in `data`, '' for a film without a mask
+    """The mask of every film: the one that lies as the film does, or else the only one with its name, where one of the two lies in no
+    further folder: the mask of one patient is never that of another."""
+    place = lambda path: (*Path(path).parts[:-1], film_stem(path))
+    loose = lambda at: at[:-1] in ((), ('healthy',), ('diseased',))
+    masks = {place(p.relative_to(data/kind)): p.relative_to(data).as_posix() for p in films_below(data/kind)}
+    films = [place(o) for o in films]
+    own = [[m for m in (f[1:], f) if m in masks] for f in films] # truth/patient/film.png, truth/diseased/patient/film.png
+    named = {}
+    for m in masks.keys() - {m for o in own for m in o}: named.setdefault(m[-1], []).append(m)
+    own = [o or [m for m in named.get(f[-1], []) if loose(f) or loose(m)] for f, o in zip(films, own)]
+    names = pd.Series([f[-1] for f, o in zip(films, own) for _ in o], dtype=object)
+    used = pd.Series([m for o in own for m in o], dtype=object)
+    several = {f[-1] for f, o in zip(films, own) if len(o) > 1}
+    _only_one('masks', names, several), _only_one('films', names, set(names[used.duplicated()]))
+    idle = len(masks) - len(used)
+    if idle: warnings.warn(f"{idle} of {len(masks)} masks in {kind}/ are named like no film, and are not used.")
+    return [masks[o[0]] if o else '' for o in own]
+
+
 # %% ../nbs/01_data.ipynb #aa361f18
 def folder_source(data, # a folder that holds healthy/ and diseased/, and lungs/ and truth/ where masks are known
                   disease:str='pneumonia', # what makes a film diseased: the label of those in diseased/
@@ -826,22 +850,16 @@ def folder_source(data, # a folder that holds healthy/ and diseased/, and lungs/
                   **how, # as for `finish_table`
                  ) -> Source: # a table of films, and what is known of them
     """Films of your own in two folders. Whose film it is, its name says (`patient__film.png`), or else the folder inside
-    healthy/ or diseased/ that it lies in (`healthy/patient/film.png`). Where neither is so, a film's name is its patient."""
-    data, rows, masked = Path(data or 'films'), [], []
-    masks_in = {o: {film_stem(p): p.relative_to(data).as_posix() for p in films_below(data/o)} for o in ('lungs', 'truth')}
+    healthy/ or diseased/ that it lies in (`healthy/patient/film.png`). Where neither is so, a film's name is its patient.
+    A mask has the name of its film, and lies in folders as the film does where names repeat (`truth/patient/film.png`)."""
+    data, rows = Path(data or 'films'), []
     files = {o: films_below(data/o) for o in ('healthy', 'diseased')}
     for kind, label in (('healthy','No Finding'), ('diseased',disease)):
         if not files[kind]:
             raise LazysegError(f"No film in {data/kind}. Source 'folder' wants data=FOLDER, with FOLDER/healthy/ and FOLDER/diseased/.")
-        for p in files[kind]:
-            masks = {o: there[film_stem(p)] for o, there in masks_in.items() if film_stem(p) in there}
-            if masks: masked.append(film_stem(p))
-            rows.append(dict(path=p.relative_to(data).as_posix(), patient='', labels=label, lungs='', truth='') | masks)
+        rows += [dict(path=p.relative_to(data).as_posix(), labels=label) for p in files[kind]]
     rows = pd.DataFrame(rows).assign(patient=_folder_patients(data, files))
-    _only_one('films', pd.Series(masked, dtype=object), set(masked))
-    for o, there in masks_in.items():
-        idle = set(there) - set(masked)
-        if idle: warnings.warn(f"{len(idle)} of {len(there)} masks in {o}/ are named like no film, and are not used.")
+    rows = rows.assign(**{o: _folder_masks(data, o, rows.path) for o in ('lungs', 'truth')})
     return make_source(name, rows, data, credit, disease=disease, **how)
 
 # %% ../nbs/01_data.ipynb #e8c88329

@@ -607,6 +607,32 @@ def test_a_folder_is_read_through_its_links_and_whatever_its_masks_are_called(tm
     assert len(table) == 6 and sorted(table.truth[table.truth != '']) == ['truth/diseased0.PNG', 'truth/diseased1.jpg']
 
 
+@pytest.mark.parametrize('masks, owners', [
+    (['p1/1', 'p2/1'], {'healthy/p1/1': 'p1/1', 'diseased/p2/1': 'p2/1'}), # as the films lie
+    (['diseased/p2/1'], {'diseased/p2/1': 'diseased/p2/1'}), # under the name of the kind as well
+    (['p1/1', '2'], {'healthy/p1/1': 'p1/1', 'diseased/p2/2': '2'}), # a name that occurs once is enough
+    (['diseased/2'], {'diseased/p2/2': 'diseased/2'}),
+    (['p3/2'], {}), # the mask of another patient
+    (['more/3'], {'diseased/3': 'more/3'}), # of a film that lies in no folder
+])
+def test_masks_of_patients_whose_films_have_the_same_names(tmp_path, masks, owners):
+    for o in ('healthy/p1/1', 'healthy/p0/1', 'diseased/p2/1', 'diseased/p2/2', 'diseased/3'): picture(tmp_path/f'{o}.png')
+    for o in masks: picture(tmp_path/'truth'/f'{o}.png', lungs=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        table = get_source('folder', tmp_path).table
+    found = {film: mask for film, mask in zip(table.path, table.truth) if mask}
+    assert found == {f'{film}.png': f'truth/{mask}.png' for film, mask in owners.items()}
+    assert any('named like no film' in str(o.message) for o in said) == (len(owners) < len(masks))
+
+
+@pytest.mark.parametrize('masks, what', [(['1'], 'films'), (['p2/1', 'diseased/p2/1'], 'masks'), (['a/3', 'b/3'], 'masks')])
+def test_masks_of_a_folder_that_could_belong_to_two(tmp_path, masks, what):
+    for o in ('healthy/p1/1', 'diseased/p2/1', 'diseased/3'): picture(tmp_path/f'{o}.png')
+    for o in masks: picture(tmp_path/'truth'/f'{o}.png', lungs=True)
+    with pytest.raises(LazysegError, match=f'Two {what} are named .* in folders as their films do'): get_source('folder', tmp_path)
+
+
 @pytest.mark.parametrize('yes, ending', [(1, 'png'), (255, 'png'), (255, 'jpg')])
 def test_a_mask_is_the_same_mask_whatever_it_came_in(tmp_path, yes, ending):
     mask = np.zeros((64, 64), np.uint8)
