@@ -32,4 +32,5 @@ echo "== the site"
 bash tests/docs.sh
 
 echo "== tests"
-python -m pytest -q tests
+# Two files at a time: most tests wait for processes of their own, each of one thread.
+python -m pytest -q -n 2 --dist loadfile tests
