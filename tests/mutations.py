@@ -52,7 +52,7 @@ FAULTS = [
     ('a twin is stretched by its own greys', 'film', "by=parts['film']) for o", "by=None) for o", I + 'test_a_twin_differs_from_its_film_where_the_disease_is_and_nowhere_else'),
     ('what nobody outlined is taught as healthy', 'baselines', "part(films if known.all() else films[known], split)", "part(films, split)", 'tests/test_baselines.py::test_the_unet_learns_nothing_from_films_that_nobody_outlined'),
     ('films that a model may have seen are called unseen', 'cli', "return split == 'test' and (films", "return (films", 'tests/test_cli.py::test_only_the_test_part_of_its_own_split_is_unseen_by_a_model'),
-    ('a film that the model hardly sees goes unnamed', 'segmenter', "elif view == 'film' and seen < .5:", "elif view == 'film' and seen < 0:", S + 'test_a_film_that_the_model_hardly_sees_is_named'),
+    ('a film that the model hardly sees goes unnamed', 'segmenter', "elif view == 'film' and seen < .5:", "elif view == 'film' and seen < 0:", S + 'test_a_part_of_a_film_is_named_as_one'),
     # domains and splits
     ('the domains change places', 'data', "return table.assign(diseased=sick)[sick | well]", "return table.assign(diseased=well)[sick | well]", F + 'test_the_diseased_are_diseased'),
     ('healthy and diseased change places in a batch', 'data', "np.asarray(rows, np.int32) for rows in (healthy, diseased)", "np.asarray(rows, np.int32) for rows in (diseased, healthy)", F + 'test_a_batch_is_healthy_then_diseased'),
