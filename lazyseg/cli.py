@@ -284,7 +284,9 @@ def film_names(paths:list, # of films
         except LazysegError: return None
         return k if seen[k] == 1 else f'{k}-{seen[k]}' # two files may hold the same bytes
     if not names: return [key(p) for p in paths]
-    stems = [re.sub(r'[\x00-\x1f\x7f\ud800-\udfff]', '_', film_stem(p))[:50] for p in paths] # what a table and a file's name can hold
+    def held(name): # as much of it as a table and a file's name can hold; a scanner's number has up to 64 signs
+        return re.sub(r'[\x00-\x1f\x7f\ud800-\udfff]', '_', name).encode()[:150].decode(errors='ignore')
+    stems = [held(film_stem(p)) for p in paths]
     count, taken, out = Counter(stems), set(stems), []
     for i, n in enumerate(stems):
         name = n if count[n] == 1 else f'{n}-{i + 1}'
