@@ -8,8 +8,9 @@ __all__ = ['NOTE', 'DRAWN', 'COMMANDS', 'find_notebook', 'run_notebook', 'train'
            'evaluate', 'audit', 'write_phantom', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #42c5246e
-import argparse, csv, hashlib, json, math, os, re, shlex, subprocess, sys, time
+import argparse, csv, hashlib, json, math, os, re, shlex, signal, subprocess, sys, threading, time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -77,7 +78,8 @@ def train(progress:bool=True, # show a bar over the cells
     notebook = find_notebook('train.ipynb')
     hold(settings.folder).release() # the notebook holds it; here, so that nothing of a run at work is touched
     if keep and already_there(settings):
-        _say(f'Kept, it is there: {settings.folder}')
+        gone = '' if (settings.folder/'model').is_dir() else '. Its model is not; without --keep it is trained again'
+        _say(f'Kept, it is there: {settings.folder}{gone}')
         return settings.folder
     running = settings.folder/'train.running.ipynb'
     os.environ['LAZYSEG_LINES'] = '1' if progress else '' # the kernel inherits it: its bars would not reach the terminal
@@ -95,7 +97,8 @@ def headline(folder:Path, # a run's folder
     found = read_metrics(folder)
     told = (f"It learned from outlines of {found['outlined']} films as well; label-only says how its marks were chosen.\n"
             if found.get('outlined') else '')
-    return (f"Report: {folder/'train.ipynb'}\nFigures: {folder/'figures'}\nModel: {folder/'model'}\n\n"
+    model = f"Model: {folder/'model'}\n" if (folder/'model').is_dir() else ''
+    return (f"Report: {folder/'train.ipynb'}\nFigures: {folder/'figures'}\n{model}\n"
             f"{_headline_of(found['results'])}\n{told}\n{NOTE}")
 
 def _headline_of(results:dict, part='test') -> str: # {method: what `evaluate` gave}; of which films
@@ -188,6 +191,19 @@ def sweep_lines(diseases:list, # names; with films of your own, the labels to le
             for s in seeds for d in diseases for m in methods]
 
 # %% ../nbs/cli.ipynb #b96ea959
+@contextmanager
+def _end_with(processes:list): # of `subprocess.Popen`; more may be added
+    "Ends these processes when what is inside is stopped: by Ctrl-C, an error, or a signal to end."
+    def end(*_): raise SystemExit(143)
+    main = threading.current_thread() is threading.main_thread() # elsewhere no signal may be listened for
+    before = signal.signal(signal.SIGTERM, end) if main else None
+    try: yield
+    except BaseException:
+        for p in processes: p.terminate()
+        raise
+    finally:
+        if main: signal.signal(signal.SIGTERM, before)
+
 def _run_lines(lines:list, # from `sweep_lines`
                jobs:int, # so many at a time
               ) -> dict: # {line: what it said before it failed}
@@ -197,12 +213,15 @@ def _run_lines(lines:list, # from `sweep_lines`
     def run(words):
         text = shlex.join(words)
         _say(f'begins: {text}')
-        done = subprocess.run([sys.executable, '-c', 'import sys; from lazyseg.cli import main; sys.exit(main())', *words[1:], '--quiet'],
-                              env=threads | os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE, text=True, errors='replace')
+        done = subprocess.Popen([sys.executable, '-c', 'import sys; from lazyseg.cli import main; sys.exit(main())', *words[1:], '--quiet'],
+                                env=threads | os.environ, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.PIPE, text=True, errors='replace')
+        at_work.append(done)
+        said = done.communicate()[1]
         _say(f"{'FAILED' if done.returncode else 'done'}: {text}")
-        return None if not done.returncode else done.stderr.strip()[-500:] or f'exit code {done.returncode}'
-    with ThreadPoolExecutor(jobs) as pool: ends = list(pool.map(run, lines))
+        return None if not done.returncode else said.strip()[-500:] or f'exit code {done.returncode}'
+    at_work = []
+    with ThreadPoolExecutor(jobs) as pool, _end_with(at_work): ends = list(pool.map(run, lines))
     return {shlex.join(w): e for w, e in zip(lines, ends) if e is not None}
 
 # %% ../nbs/cli.ipynb #84a0e0d5
@@ -222,6 +241,8 @@ def _run_sweep(json=False, quiet=False, diseases=(), methods=(), seeds=(), jobs=
     from lazyseg.runs import check_settings
     for d in diseases:
         for m in methods: check_settings(disease=d, method=m, **shared) # before anything is started
+    from lazyseg.runs import whole_number
+    seeds, jobs = list(dict.fromkeys(whole_number('seeds', s, 0) for s in seeds)), whole_number('jobs', jobs, 0)
     out = project_root()/out
     lines, file = sweep_lines(diseases, methods, seeds, out, **shared), out/'sweep.txt'
     with whole_file(file) as p: p.write_text(''.join(f'{shlex.join(w)}\n' for w in lines), encoding='utf-8')
@@ -248,7 +269,8 @@ def _run_report(json=False, quiet=False, diseases=(), methods=(), sizes=(), **pa
     labels = apart(diseases) if parameters['source'] == 'phantom' else by_comma
     failed = make_report(labels, apart(methods), apart(sizes), progress=not (quiet or json), **parameters)
     file = project_root()/parameters['out']/parameters['source']/'report.ipynb'
-    _answer(dict(report=str(file), failed=failed), json, [f'Report: {file}', NOTE])
+    made = 'the report itself' not in failed
+    _answer(dict(report=str(file) if made else None, failed=failed), json, [f'Report: {file}', NOTE] if made else [])
     for name, why in failed.items(): _say(f'FAILED: {name}: {why}')
     return int(bool(failed))
 

@@ -924,8 +924,8 @@ def nih_source(data=None, # folder of the films, with the label table in it; fet
                                            for p in sorted(data.glob(level + o))]
     if not found or not found[0].is_file():
         raise LazysegError(f"No sample_labels.csv or Data_Entry_2017*.csv in {data}: say where it is with labels=.")
-    table, files = nih_table(found[0]), {o.rsplit('/')[-1]: o for o in _index_files(data)[::-1]}
-    here = table.path.map(files)
+    table = nih_table(found[0])
+    here = table.path.map(_one_of_each(data, set(table.path)))
     gone = int(here.isna().sum())
     if gone == len(table): raise LazysegError(f"None of the {len(table)} films of {found[0].name} is in {data}.")
     if gone:
@@ -934,6 +934,19 @@ def nih_source(data=None, # folder of the films, with the label table in it; fet
                                f"the first is {table.path[here.isna()].iloc[0]}.")
         warnings.warn(f"{gone} of {len(table)} films of {found[0].name} are not in {data} and are left out.")
     return make_source('nih', table.assign(path=here)[here.notna()], data, credit, **how)
+
+# %% ../nbs/01_data.ipynb #5cfbd73d
+def _one_of_each(root:Path, names:set) -> dict: # name -> path under root
+    "Where the films of these names lie. Of several files the film is the one in a folder called images, as NIH packs it."
+    found, one = {}, {}
+    for o in _index_files(root): found.setdefault(o.rsplit('/')[-1], []).append(o)
+    for name in found.keys() & names:
+        films = [o for o in found[name] if o.lower().split('/')[-2:-1] == ['images']] or found[name]
+        if len(films) > 1 and len({(root/o).stat().st_size for o in films}) > 1: # Kaggle's sample holds each film twice
+            raise LazysegError(f"In {root} there are {films[0]} and {films[1]}, and which of them is the film can't be told: "
+                               "keep masks and other versions of films in another folder.")
+        one[name] = films[0]
+    return one
 
 def _index_files(root:Path) -> list: # of paths under root, in order
     "All pictures under a folder."

@@ -82,7 +82,11 @@ def _stored_values(data) -> np.ndarray: # (rows, columns) whole numbers, in this
     from pydicom.pixels import pixel_array
     bits, top = int(data.get('BitsStored') or 0), int(data.get('HighBit') or 0)
     high_up = 1 <= bits <= top < data.BitsAllocated
-    pixels = pixel_array(data, correct_unused_bits=False) if high_up else data.pixel_array
+    try: pixels = pixel_array(data, correct_unused_bits=False) if high_up else data.pixel_array
+    except RuntimeError as e:
+        if 'missing dependencies' not in str(e): raise
+        raise LazysegError(f"is packed as {data.file_meta.TransferSyntaxUID.name}, and what unpacks it is not installed: "
+                           "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or save it unpacked.") from e
     pixels = pixels.astype(pixels.dtype.newbyteorder('='), copy=False)
     if not high_up: return pixels
     room = 8*pixels.itemsize

@@ -139,7 +139,10 @@ def find_runs(out:Path|str, # folder of all reports
     "Every run on these films that came to its end."
     runs, order = [], lambda name, names: names.index(name) if name in names else len(names)
     for file in sorted((project_root()/Path(out).expanduser()/source).glob('*/*/metrics.json')):
-        try: run = Run(file.parent, read_metrics(file.parent))
+        try:
+            run = Run(file.parent, read_metrics(file.parent))
+            whole = 'epochs' not in run.metrics or all(isinstance(run.metrics.get(k), dict) for k in ('settings', 'results'))
+            if not whole: raise ValueError('its settings or its results are gone')
         except ValueError as e: raise LazysegError(f"{file} is damaged ({e}). Remove it and run `lazyseg report` again.") from e
         if 'epochs' in run.metrics: runs.append(run) # a run that `nbs/boxes.ipynb` measured is a report of its own
     return sorted(runs, key=lambda r: (order(r.disease.lower(), DISEASES), r.disease, r.size,

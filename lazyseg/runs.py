@@ -92,7 +92,7 @@ def whole_number(name:str, # the setting, as the user typed its name
                 ) -> int:
     "`value` as an int not below `low`, else a `LazysegError`."
     try: number = int(value)
-    except (TypeError, ValueError): number = None
+    except (TypeError, ValueError, OverflowError): number = None
     if number is None or number != float(value) or isinstance(value, bool) or number < low:
         raise LazysegError(f"{name} is {value!r}; it has to be a whole number, at least {low}.")
     return number
@@ -128,7 +128,7 @@ def source_options(data='', # folder or table of films
                    columns='', # 'path=img patient=case': house's name=name in the table; a name may hold spaces
                   ) -> dict: # for `get_source`, which has a default for what is empty
     "How films of somebody's own are asked for."
-    pairs = re.split(r'\s+(?=\w+=)', columns.strip()) if columns.strip() else []
+    pairs = [p for p in re.split(r'\s+(?=\w+=)', str(columns).strip()) if p]
     named = dict(p.split('=', 1) for p in pairs if re.match(r'\w+=.', p))
     if len(named) < len(pairs):
         raise LazysegError(f"columns is {columns!r}; it has to be pairs such as path=img patient=case, each name once.")
@@ -175,9 +175,9 @@ def check_settings(disease='pneumonia', # one of `DISEASES`, or a label of the f
     if not str(disease).strip(): raise LazysegError("disease is empty. Name the label that diseased films carry.")
     size = whole_number('size', size, 0) or PROFILES[profile]['size']
     if size % 8 or size < 16: raise LazysegError(f"size is {size}; it has to be divisible by 8 and at least 16, for example 64 or 128.")
-    return Settings(disease, source, _place(data), where, view, method, size, profile,
-                    whole_number('epochs', epochs, 0), whole_number('seed', seed, 0), str(project_root()/Path(out).expanduser()),
-                    str(credit).strip(), yes_or_no('pictures', pictures), lung_masks, bad, device, healthy, columns)
+    return Settings(str(disease), source, _place(data), str(where), view, method, size, profile, # a label may be 0
+                    whole_number('epochs', epochs, 0), whole_number('seed', seed, 0), str(project_root()/Path(str(out)).expanduser()),
+                    str(credit).strip(), yes_or_no('pictures', pictures), lung_masks, bad, device, str(healthy), str(columns))
 
 # %% ../nbs/runs.ipynb #202bb49f
 def check_names(cells:list, # the sources of the cells run so far: `In`
@@ -235,17 +235,19 @@ def write_metrics(folder:Path, # the run's folder
 # %% ../nbs/runs.ipynb #e9cbd9dd
 def read_metrics(folder:Path, # the run's folder
                 ) -> dict:
-    "What `write_metrics` wrote."
-    return json.loads((Path(folder)/'metrics.json').read_text())
+    "What `write_metrics` wrote; a `ValueError` where the file holds anything else."
+    found = json.loads((Path(folder)/'metrics.json').read_text())
+    if not isinstance(found, dict): raise ValueError('it is not what a run writes')
+    return found
 
 # %% ../nbs/runs.ipynb #19847f5f
 def already_there(settings:Settings, # of the run that is asked for
                  ) -> bool:
     "Whether the run's folder holds the metrics of a run with these settings, whose marks today's rule chose."
-    try:
-        kept = read_metrics(settings.folder)
-        old = kept['settings']
-    except (OSError, ValueError, KeyError): return False
+    try: kept = read_metrics(settings.folder)
+    except (OSError, ValueError): return False
+    if not all(isinstance(kept.get(k), dict) for k in ('settings', 'results')): return False
+    old = kept['settings']
     new = _USUAL | settings.recorded()
     assumed = _USUAL | FIRST_FILMS | dict(epochs=0, credit='', pictures=True, data=new['data']) # what older runs did not write down
     taught = choices_of(settings.method, settings.profile)['exercises'] > 0 # by outlines: its maps are probabilities

@@ -101,6 +101,19 @@ def test_nih_layouts(tmp_path, sample):
     with pytest.raises(LazysegError, match='1 of 40 films'): get_source('nih', tmp_path, 'Hernia', missing='stop')
 
 
+def test_masks_and_copies_beside_nih_films_are_not_taken_for_them(tmp_path):
+    rows = nih_rows(40)
+    pd.DataFrame(rows, columns=['Image Index', 'Finding Labels', 'Patient ID']).to_csv(tmp_path/'Data_Entry_2017.csv', index=False)
+    for i, (name, *_) in enumerate(rows): picture(tmp_path/'images_001'/'images'/name, i), picture(tmp_path/'LungMasks'/name, lungs=True), picture(tmp_path/'images_001'/'224'/name, i, 20, 20)
+    assert get_source('nih', tmp_path, 'Hernia').table.path.str.startswith('images_001/images/').all()
+    (tmp_path/'images_001'/'images').rename(tmp_path/'images_001'/'films')
+    with pytest.raises(LazysegError, match="which of them is the film can't be told"): get_source('nih', tmp_path, 'Hernia')
+    for name, *_ in rows: (tmp_path/'again').mkdir(exist_ok=True), (tmp_path/'again'/name).write_bytes((tmp_path/'images_001'/'films'/name).read_bytes())
+    import shutil
+    shutil.rmtree(tmp_path/'LungMasks'), shutil.rmtree(tmp_path/'images_001'/'224')
+    assert len(get_source('nih', tmp_path, 'Hernia')) == 40 # the same bytes twice, as Kaggle's sample has them
+
+
 def pack(mask):
     "COCO's packing, written the other way round, for the test alone."
     flat, out = mask.T.ravel().astype(int), []

@@ -130,3 +130,13 @@ def test_who_is_left_out_is_on_the_page(films):
     found = audit(source)
     note = "40 of 79 films are neither 'pneumonia' nor 'No Finding' and are left out. Labels of theirs: mass (40), nodule (20)."
     assert found['notes'] == [note] and note[:60] in plt.gcf().texts[-1].get_text()
+
+
+def test_lung_masks_of_some_films_tell_nothing_of_a_shortcut():
+    from dataclasses import replace
+    from lazyseg.audit import shortcut_table
+    films = get_films(get_source('phantom', disease='pneumonia', n=20, size=32), 32)
+    assert 'outline of the lungs' in shortcut_table(films)
+    lungs = np.array(films.lungs)
+    lungs[~films.table.diseased.to_numpy(bool)] = 0 # nobody outlined them
+    assert 'outline of the lungs' not in shortcut_table(replace(films, lungs=lungs))

@@ -43,6 +43,14 @@ class TestDicom:
         film = read_film(dicom(tmp_path/'a.dcm', RAMP, ModalityLUTSequence=tables(np.arange(4096)*16, 16)))
         assert np.abs(film - RAMP*16/65535).max() < 1e-4
 
+    def test_a_packing_that_nothing_here_unpacks_is_named(self, tmp_path):
+        import pydicom
+        ds = pydicom.dcmread(dicom(tmp_path/'a.dcm', RAMP))
+        ds.PixelData = pydicom.encaps.encapsulate([b'no picture'])
+        ds['PixelData'].VR, ds.file_meta.TransferSyntaxUID = 'OB', pydicom.uid.JPEGLosslessSV1
+        ds.save_as(tmp_path/'a.dcm', enforce_file_format=True)
+        with pytest.raises(LazysegError, match='JPEG Lossless.* is not installed: pip install'): read_film(tmp_path/'a.dcm')
+
     def test_one_half_of_a_rescaling_is_none(self, tmp_path):
         assert np.abs(read_film(dicom(tmp_path/'a.dcm', RAMP, RescaleSlope=2)) - RAMP/4095).max() < 1e-4
 

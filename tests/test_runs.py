@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 nbformat = pytest.importorskip("nbformat")
@@ -51,7 +52,7 @@ def test_a_kept_run_is_one_with_the_same_settings_both_ways(tmp_path):
     "What one run wrote down and the other does not, since it is usual, still tells them apart."
     usual, skips = (check_settings(profile="smoke", out=str(tmp_path), **more) for more in ({}, dict(bad="skip")))
     for there, other in ((usual, skips), (skips, usual)):
-        write_metrics(there.folder, dict(settings=there.recorded()))
+        write_metrics(there.folder, dict(settings=there.recorded(), results={}))
         assert already_there(there) and not already_there(other)
 
 
@@ -71,7 +72,7 @@ def test_a_kept_run_on_films_that_the_phantom_draws_otherwise_by_now_is_made_ane
         now = there.recorded()
         assert now["phantom"] == VERSIONS[disease]
         for said, believed in ((now, True), (now | dict(phantom=3), False), ({k: v for k, v in now.items() if k != "phantom"}, still_right)):
-            write_metrics(there.folder, dict(settings=said))
+            write_metrics(there.folder, dict(settings=said, results={}))
             assert already_there(there) == believed, (disease, said)
     assert "phantom" not in check_settings("pneumonia", "table", data=__file__).recorded() # films of others have no version
 
@@ -80,10 +81,41 @@ def test_a_run_that_died_before_it_kept_its_model_is_not_finished(tmp_path):
     "Nor do the numbers of an earlier run stand beside another's model."
     asked = dict(disease="pneumonia", profile="smoke", out=str(tmp_path))
     earlier = check_settings(**asked, seed=7)
-    write_metrics(earlier.folder, dict(settings=earlier.recorded()))
+    write_metrics(earlier.folder, dict(settings=earlier.recorded(), results={}))
     (earlier.folder / "model").write_text("a file, where the folder has to go")
     with pytest.raises(LazysegError, match="run stopped"): run(tmp_path)
     assert not already_there(check_settings(**asked)) and not already_there(earlier)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '"x"', '{"settings": null}', '{"settings": {}}', '{"results": {}, "epochs": 1}', '{"settings": {}, "results": 3, "epochs": 1}'])
+def test_damaged_numbers_are_no_finished_run_and_a_report_says_which_file(tmp_path, text):
+    from lazyseg.report import find_runs
+    asked = check_settings("pneumonia", profile="smoke", out=str(tmp_path))
+    asked.folder.mkdir(parents=True), (asked.folder / "metrics.json").write_text(text)
+    assert not already_there(asked)
+    if text.startswith("{") and "epochs" not in text: assert find_runs(tmp_path, "phantom") == [] # of another notebook
+    else:
+        with pytest.raises(LazysegError, match="metrics.json is damaged"): find_runs(tmp_path, "phantom")
+
+
+def test_a_run_that_is_refused_leaves_the_one_before_it_whole(tmp_path):
+    folder = run(tmp_path)
+    there = {p: p.read_bytes() for p in folder.rglob("*") if p.suffix in (".json", ".png", ".npz", ".safetensors")}
+    assert any(p.name == "examples.npz" for p in there) and any(p.name == "films.png" for p in there)
+    state = folder / "checkpoint.pt"
+    kept = torch.load(state, weights_only=True)
+    torch.save(kept | dict(epoch=0), state) # as if it had not come to its end
+    with pytest.raises(LazysegError, match="unfinished training"): run(tmp_path, epochs=3)
+    assert {p: p.read_bytes() for p in there} == there
+
+
+def test_numbers_for_words_and_infinity_are_heard(tmp_path):
+    from lazyseg.runs import whole_number
+    with pytest.raises(LazysegError, match="whole number"): whole_number("seed", float("inf"), 0)
+    (tmp_path / "t.csv").write_text("path,labels\n")
+    asked = check_settings(5, "table", data=str(tmp_path / "t.csv"), healthy=0)
+    assert (asked.disease, asked.healthy) == ("5", "0") and asked.recorded()["healthy"] == "0"
+    with pytest.raises(LazysegError, match="columns"): check_settings("Mass", "table", data=str(tmp_path / "t.csv"), columns=3)
 
 
 def test_healthy_and_columns_shape_a_run_as_where_does(tmp_path):
@@ -96,7 +128,7 @@ def test_healthy_and_columns_shape_a_run_as_where_does(tmp_path):
     with pytest.raises(LazysegError): get_run_source(usual)
     assert own.recorded()["healthy"] == "Normal" and "healthy" not in usual.recorded() and "columns" not in usual.recorded(), "kept runs from before hold"
     for there, other in ((usual, own), (own, usual)):
-        write_metrics(there.folder, dict(settings=there.recorded()))
+        write_metrics(there.folder, dict(settings=there.recorded(), results={}))
         assert already_there(there) and not already_there(other)
     for wrong in (dict(columns="img"), dict(columns="path=")):
         with pytest.raises(LazysegError, match="path=img patient=case"): check_settings(**asked | wrong)

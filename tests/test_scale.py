@@ -300,7 +300,7 @@ def test_a_finished_run_is_kept_and_a_held_one_is_not_begun(tmp_path):
     from lazyseg.cli import train
     from lazyseg.runs import check_settings, hold, write_metrics
     settings = check_settings(disease="hernia", profile="smoke", out=str(tmp_path))
-    write_metrics(settings.folder, dict(settings=settings.recorded()))
+    write_metrics(settings.folder, dict(settings=settings.recorded(), results={}))
     before = sorted(settings.folder.iterdir())
     pytest.importorskip("papermill")
     assert train(keep=True, disease="hernia", profile="smoke", out=str(tmp_path)) == settings.folder # no notebook was run
@@ -328,3 +328,26 @@ def test_a_sweep_runs_here_in_two_processes_and_runs_nothing_twice(tmp_path, cap
     again = {p: p.stat().st_mtime_ns for p in tmp_path.glob("seed-*/phantom/pneumonia/*/metrics.json")}
     assert len(again) == 2 and sum(runs[p] == t for p, t in again.items()) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["failed"] == {}
+
+
+def test_a_sweep_that_is_ended_ends_what_it_started(tmp_path):
+    import subprocess
+    import sys
+    code = ("import sys, threading, time, os, signal; from lazyseg import cli\n"
+            "out = sys.argv[1]\n"
+            "cli.sys.executable = os.path.join(out, 'python')\n"
+            "threading.Timer(5, os.kill, (os.getpid(), signal.SIGTERM)).start()\n"
+            "cli._run_lines([['lazyseg', 'a'], ['lazyseg', 'b'], ['lazyseg', 'c']], 2)")
+    (tmp_path / "python").write_text(f'#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec sleep 300\n')
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120, capture_output=True)
+    pids = (tmp_path / "pids").read_text().split()
+    assert done.returncode == 143 and len(pids) == 2, done.stderr # and the third never began
+    assert not any(os.path.exists(f"/proc/{p}") for p in pids)
+
+
+@pytest.mark.parametrize("wrong", [["--seeds", "-1"], ["--jobs", "-3"]])
+def test_a_sweep_refuses_numbers_that_can_not_be(tmp_path, wrong, capsys):
+    from lazyseg.cli import main
+    assert main(["sweep", "--profile", "smoke", "--out", str(tmp_path), *wrong]) == 1 and "has to be a whole number" in capsys.readouterr().err
+    assert sweep(tmp_path, "--seeds", "0", "0") == 0 and len((tmp_path / "sweep.txt").read_text().splitlines()) == 1
