@@ -201,3 +201,14 @@ def test_a_small_machine(tmp_path):
     assert ran.returncode == 0, ran.stderr[-3000:]
     metrics = json.loads((out / "phantom/pneumonia/lazyseg-32/metrics.json").read_text())
     assert metrics["peak_memory_gb"] < 4 and metrics["commit"] == "not a git checkout"
+
+
+@pytest.mark.parametrize("book", ["train", "report", "ablate", "benchmark", "seeds", "shifted", "outlines", "panel", "boxes", "diagnose"])
+def test_papermill_knows_every_parameter(book):
+    "It leaves out a line that holds a second =, and then warns of a name that is unknown to it."
+    import ast
+    import papermill
+    file = project_root() / "nbs" / f"{book}.ipynb"
+    cell = next(c for c in json.loads(file.read_text())["cells"] if "parameters" in c["metadata"].get("tags", ()))
+    named = [o.target.id for o in ast.parse("".join(cell["source"])).body if isinstance(o, ast.AnnAssign)]
+    assert named and list(papermill.inspect_notebook(str(file))) == named
