@@ -53,6 +53,9 @@ FAULTS = [
     ('what nobody outlined is taught as healthy', 'baselines', "part(films if known.all() else films[known], split)", "part(films, split)", 'tests/test_baselines.py::test_the_unet_learns_nothing_from_films_that_nobody_outlined'),
     ('films that a model may have seen are called unseen', 'cli', "return split == 'test' and (films", "return (films", 'tests/test_cli.py::test_only_the_test_part_of_its_own_split_is_unseen_by_a_model'),
     ('a film that the model hardly sees goes unnamed', 'segmenter', "elif view == 'film' and seen < .5:", "elif view == 'film' and seen < 0:", S + 'test_a_part_of_a_film_is_named_as_one'),
+    ("a copy beside NIH's films is taken for the film", 'data', "[o for o in found[name] if o.lower().split('/')[-2:-1] == ['images']] or found[name]", "found[name]", D + 'test_masks_and_copies_beside_nih_films_are_not_taken_for_them'),
+    ('a lung mask that is missing tells the classes apart', 'audit', " and (films.lungs[:] > 0).any((1, 2)).all()", "", 'tests/test_data_audit.py::test_lung_masks_of_some_films_tell_nothing_of_a_shortcut'),
+    ('a packing that nothing unpacks is damage', 'film', "if 'missing dependencies' not in str(e): raise", "raise", I + 'TestDicom::test_a_packing_that_nothing_here_unpacks_is_named'),
     # domains and splits
     ('the domains change places', 'data', "return table.assign(diseased=sick)[sick | well]", "return table.assign(diseased=well)[sick | well]", F + 'test_the_diseased_are_diseased'),
     ('healthy and diseased change places in a batch', 'data', "np.asarray(rows, np.int32) for rows in (healthy, diseased)", "np.asarray(rows, np.int32) for rows in (diseased, healthy)", F + 'test_a_batch_is_healthy_then_diseased'),
