@@ -838,7 +838,7 @@ def _folder_masks(data:Path, # that holds them, and the films
     several = {f[-1] for f, o in zip(films, own) if len(o) > 1}
     _only_one('masks', names, several), _only_one('films', names, set(names[used.duplicated()]))
     idle = len(masks) - len(used)
-    if idle: warnings.warn(f"{idle} of {len(masks)} masks in {kind}/ are named like no film, and are not used.")
+    if idle: warnings.warn(f"{idle} of {len(masks)} masks in {kind}/ are named like no film, or lie in another's folder, and are not used.")
     return [masks[o[0]] if o else '' for o in own]
 
 
