@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .core import LazysegError, one_of
+from .data import hand_back, keep_at_hand
 from .models import Discriminator, Generator
 
 # %% ../nbs/03c_many_machines.ipynb #92318273
@@ -68,6 +69,7 @@ class OnDevice(Callback):
         self.layout = torch.channels_last if self.how.channels_last and not slow else torch.contiguous_format
         self.narrow, self.context = lambda: torch.autocast(device, torch.bfloat16) if self.how.autocast else nullcontext(), None
         model.to(memory_format=self.layout)
+        if device == 'cpu': keep_at_hand()
         step = self.learn.one_batch
         def one_batch(*args): # whatever stops a step, by hand or by a fault: what comes after it computes in 32 bits again
             try: return step(*args)
@@ -89,6 +91,7 @@ class OnDevice(Callback):
     def after_fit(self):
         vars(self.learn).pop('one_batch', None)
         self.learn.model.to(memory_format=torch.contiguous_format)
+        hand_back()
 
 # %% ../nbs/03c_many_machines.ipynb #28d56716
 class InParts(Callback):
