@@ -30,15 +30,24 @@ def _deep_grey(image:Image.Image, # of more than 8 bits
     "Whole numbers of more than 8 bits as brightness."
     values = np.asarray(image)
     if values.min(initial=0) < 0:
-        raise LazysegError("holds negative numbers, so its black is not known: save it as 8 or 16 bit without a sign.")
+        raise LazysegError("holds numbers below 0 or above 2,147,483,647, so its black is not known: save it as unsigned 8 or 16 bit.")
     grey = values.astype(np.float32)
     grey /= full_scale(values)
     return grey
 
 # %% ../nbs/00a_film.ipynb #bf23164b
+def _check_tiff(image): # Pillow opens these two kinds, and misreads them
+    tags = image.tag_v2
+    bits = max(tags.get(258) or (1,))
+    if bits == 8 and 2 in (tags.get(339) or ()):
+        raise LazysegError("holds numbers from -128 to 127, so its black is not known: save it as unsigned 8 or 16 bit.")
+    if bits > 8 and tags.get(277, 1) > 1 and tags.get(284, 1) == 2:
+        raise LazysegError("keeps each colour in a plane of its own, in 16 bits, and would be read askew: save it as PNG, or as grey.")
+
 def to_grey(image:Image.Image, # an opened picture
            ) -> np.ndarray: # (H, W) float32, 0..1
     "A picture of any mode as brightness; transparency is laid over black, EXIF rotation is applied."
+    if image.format == 'TIFF': _check_tiff(image)
     if image.mode == 'F': raise LazysegError("holds fractions, so its white is not known: save it as 8 or 16 bit.")
     if image.format != 'MPO' and getattr(image, 'n_frames', 1) > 1: # a phone's MPO is one photograph and its preview
         raise LazysegError(f"holds {image.n_frames} pictures; a film is one. Save the one you want as a file of its own.")
@@ -188,7 +197,9 @@ def _read_picture(path:str|Path) -> np.ndarray: # (H, W) float32, 0..1
     "A film that is not DICOM, through Pillow."
     try: image = Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as e:
-        raise LazysegError(f"can't be read as a film: it is none of {', '.join(_FORMATS)} and DICOM, or is damaged.") from e
+        with open(path, 'rb') as f: tiff = f.read(4) in (b'II*\0', b'MM\0*')
+        raise LazysegError("is a TIFF of numbers that are not read (fractions of 16 or 64 bits), or is damaged: save it as 8 or 16 bit."
+                           if tiff else f"can't be read as a film: it is none of {', '.join(_FORMATS)} and DICOM, or is damaged.") from e
     with image:
         if image.width*image.height > BIGGEST:
             raise LazysegError(f"claims {image.width*image.height:,} pixels; more than {BIGGEST:,} are not read.")
@@ -243,10 +254,16 @@ def films_below(folder:Path, # that holds films, and folders of films
 def read_mask(path:str|Path, # as for `read_film`
              ) -> np.ndarray: # (H, W) bool
     """A mask at its full size: what is above a quarter of its file's brightest pixel; so a file may write 1 or 255 for yes, or be a JPEG.
-    Where the largest number is 32 at most, and none was changed by packing, the file may number its regions: all above 0 is meant."""
+    Where the largest number is 32 at most, and none was changed by packing, the file may number its regions: all above 0 is meant.
+    Of a TIFF of one bit a pixel, 1 is meant, even where the file has it shown as black."""
     mask = read_film(path)
+    if _shows_ones_black(path): mask = 1 - mask
     numbered = mask.max()*255 < 32.5 and _keeps_numbers(path) # numbers up to 255 are read as their 255th part
     return mask > (0 if numbered else mask.max()/4)
+
+def _shows_ones_black(path:str|Path) -> bool:
+    if is_dicom(path): return False
+    with Image.open(path, formats=_FORMATS) as image: return image.format == 'TIFF' and image.mode == '1' and image.tag_v2.get(262) == 0
 
 def _keeps_numbers(path:str|Path) -> bool:
     "Whether a file gives back the very numbers that were put into it."

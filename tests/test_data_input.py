@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from PIL import Image
 
 from lazyseg import data
@@ -199,6 +200,27 @@ class TestPictures:
     def test_negative_numbers_are_refused(self, tmp_path):
         Image.fromarray((RAMP - 100).astype(np.int32)).save(tmp_path/'a.tif')
         with pytest.raises(LazysegError, match='black is not known'): read_film(tmp_path/'a.tif')
+
+    @pytest.mark.parametrize('kind, said', [('i1', 'from -128 to 127'), ('f2', 'fractions of 16 or 64 bits'), ('f8', 'fractions of 16 or 64 bits'), ('f4', 'white is not known'), ('u4', 'above 2,147,483,647')])
+    def test_numbers_of_a_kind_that_is_not_read_are_named(self, tmp_path, kind, said):
+        tifffile.imwrite(tmp_path/'a.tif', (RAMP/4095*(1 if 'f' in kind else np.iinfo(kind).max)).astype(kind))
+        with pytest.raises(LazysegError, match=f'a.tif .*{said}'): read_film(tmp_path/'a.tif')
+
+    @pytest.mark.parametrize('planes', ['separate', 'contig'])
+    @pytest.mark.parametrize('kind', ['u1', 'u2'])
+    def test_colours_in_planes(self, tmp_path, planes, kind):
+        grey = (RAMP/4095*np.iinfo(kind).max).astype(kind)
+        tifffile.imwrite(tmp_path/'a.tif', np.stack([grey]*3, 0 if planes == 'separate' else -1), photometric='rgb', planarconfig=planes)
+        if (planes, kind) == ('separate', 'u2'): # Pillow reads these askew
+            with pytest.raises(LazysegError, match='read askew'): read_film(tmp_path/'a.tif')
+        else: assert np.abs(read_film(tmp_path/'a.tif') - RAMP/4095).max() < .01
+
+    @pytest.mark.parametrize('shown', ['miniswhite', 'minisblack'])
+    def test_a_mask_of_one_bit_means_its_ones(self, tmp_path, shown):
+        "tifffile writes a mask of yes and no so that yes is shown as black."
+        mask = RAMP > 3000
+        tifffile.imwrite(tmp_path/'a.tif', mask, photometric=shown)
+        assert (read_mask(tmp_path/'a.tif') == mask).all()
 
     @pytest.mark.parametrize('kind', ['TIFF', 'PNG', 'WEBP'])
     def test_several_pictures_in_one_file_are_refused(self, tmp_path, kind):
