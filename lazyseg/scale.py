@@ -90,8 +90,7 @@ class OnDevice(Callback):
     def after_loss(self): self.leave()
     def after_fit(self):
         vars(self.learn).pop('one_batch', None)
-        self.learn.model.to(memory_format=torch.contiguous_format)
-        hand_back()
+        self.learn.model.to(memory_format=torch.contiguous_format), hand_back()
 
 # %% ../nbs/03c_many_machines.ipynb #28d56716
 class InParts(Callback):

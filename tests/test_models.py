@@ -64,9 +64,9 @@ def test_a_network_learns_the_same(net, layout, monkeypatch):
         found.append([getattr(out, 'film', out).detach(), *(p.grad for p in one.parameters())])
         assert any(taken) == few # at this width and size it is taken
         taken.clear()
-    for ours, theirs in zip(*found):
-        scale = theirs.abs().mean() + 1e-6
-        assert (ours - theirs).abs().max()/scale < .05, (ours - theirs).abs().max()/scale
+    for ours, theirs in zip(*found): # a pixel at the edge of a ReLU or of a pool may fall to its other side, so not number by number
+        apart = (ours - theirs).norm()/(theirs.norm() + 1e-6)
+        assert apart < .02, apart
 
 
 def test_where_it_is_not_taken():
