@@ -113,8 +113,8 @@ def winograd(x:Tensor, # (B, C, H, W), float32 or float64; H and W are multiples
             ) -> Tensor: # (B, D, H, W)
     "A 3x3 convolution with mirrored edges by 36 products, where there were 144, for 4 x 4 pixels of a feature (Lavin and Gray 2016)."
     if x.shape[2] % 4 or x.shape[3] % 4 or x.dtype not in BOTH_WAYS:
-        raise LazysegError(f"Pictures of {x.shape[3]} x {x.shape[2]} in {x.dtype}: `winograd` takes sides that are multiples of 4, and 32 or "
-                           "64 bits. Use `ReflectConv`, which takes the plain way where it must.")
+        raise LazysegError(f"Pictures of {x.shape[3]} x {x.shape[2]} in {x.dtype}: `winograd` takes sides that are multiples of 4, and "
+                           "32 or 64 bits. Use `ReflectConv`, which takes the plain way where it must.")
     return _Winograd.apply(x, weight)
 
 # %% ../nbs/02_models.ipynb #964a6f14
