@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from lazyseg.models import Generator, MaxPool, Outliner, ReflectConv, in_fours, winograd
+from lazyseg.models import _WEIGHTS, Generator, MaxPool, Outliner, ReflectConv, in_fours, winograd
 
 LAYOUTS = torch.contiguous_format, torch.channels_last
 
@@ -41,8 +41,7 @@ def test_only_what_is_asked_for_is_worked_out():
 def test_a_line_of_four_is_its_own_mirror():
     sums, results = in_fours(8, torch.float64)
     line, weights = torch.arange(8.).double(), torch.tensor([1., 10, 100]).double()
-    from lazyseg.models import WEIGHTS
-    products = (sums @ line).view(6, 2)*(WEIGHTS @ weights)[:, None]
+    products = (sums @ line).view(6, 2)*(_WEIGHTS @ weights)[:, None]
     seen = F.pad(line[None, None], (1, 1), mode='reflect')
     torch.testing.assert_close(results @ products.flatten(), F.conv1d(seen, weights[None, None])[0, 0])
 
