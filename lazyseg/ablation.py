@@ -52,6 +52,8 @@ VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'as it is, additive head': ('what if there is only a difference, and no mask?', 'lazyseg', dict(head='additive', map='difference')),
     'as it is, no area price': ('what if a large change costs no more than a small one?', 'lazyseg', dict(area=0.)),
     'as it is, identity price 1': ('what if healthy films may be changed?', 'lazyseg', dict(identity=1.)),
+    'as it is, chest cut out': ('what if each film is cut out around its lungs?', 'lazyseg', {}),
+    'as it is, lungs aligned': ('or only its lungs are shown, all in the same place?', 'lazyseg', {}),
     'moved back':           ('and if all of these are as they were before?', 'lazyseg', SHORT),
     'both stages':          ('what if change counts as well where movement explains it?', 'lazyseg', SHORT | dict(map='intensity')),
     'both stages, still':   ('what if tissue may not move?', 'lazyseg', STILL),
@@ -89,7 +91,8 @@ VARIANTS |= { # the first stage alone
     'chest cut out':        ('what if each film is cut out around its lungs?', 'lazyseg', FIRST),
     'lungs aligned':        ('or only its lungs are shown, all in the same place?', 'lazyseg', FIRST),
 }
-SEES = {'chest cut out': 'crop', 'lungs aligned': 'aligned'} # the view of those that do not see the whole film
+SEES = {before + name: view for name, view in (('chest cut out', 'crop'), ('lungs aligned', 'aligned'))
+        for before in ('', 'as it is, ')} # the view of those that do not see the whole film
 
 # %% ../nbs/03a_ablation.ipynb #a11ab1e1
 def in_view(films, # `Films`
