@@ -47,6 +47,8 @@ VARIANTS = { # name: (the question, a row of METHODS, what changes in it)
     'less blur':            ('what if maps are blurred less before they are outlined?', 'lazyseg', ONE | dict(blur=1/32)),
     'as it is, still':      ('what if tissue may not move?', 'lazyseg', dict(head='mask', map='difference')),
     'as it is, guided':     ('and if, besides, a way back is told where?', 'lazyseg', dict(head='mask', map='difference', cycle='guided')),
+    'as it is, painted':    ('and the way back paints the exercise book?', 'lazyseg',
+                             dict(head='mask', map='difference', cycle='guided', pages='painted')),
     'as it is, full cycle': ('or there is a way back that is told nothing?', 'lazyseg', dict(cycle='full')),
     'as it is, no sick negatives': ('what if the discriminator never sees a real diseased film?', 'lazyseg', dict(sick=0.)),
     'as it is, additive head': ('what if there is only a difference, and no mask?', 'lazyseg', dict(head='additive', map='difference')),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BY_A_PUPIL', 'BOOK_VERSION', 'look_at', 'smooth', 'outlines', 'close_to', 'difference_of_means', 'usual_place',
-           'place_in_words', 'lesions_of', 'scatter', 'elsewhere', 'developed', 'Exercises', 'outline_cost',
+           'place_in_words', 'lesions_of', 'scatter', 'elsewhere', 'developed', 'Exercises', 'paint', 'outline_cost',
            'NoValidation', 'taught_films', 'learn_book', 'teach', 'outlined_films', 'correct']
 
 # %% ../nbs/03b_exercises.ipynb #dab31504
@@ -27,7 +27,7 @@ from contextlib import nullcontext
 from fastcore.basics import patch
 from scipy.ndimage import gaussian_filter
 from skimage.filters import threshold_otsu
-from torch import Tensor
+from torch import nn, Tensor
 
 from .core import LazysegError, TrainingFailed, somebody_watches
 from .data import Films, hand_back
@@ -185,9 +185,10 @@ class Exercises(DataLoader):
                  device=None, # where batches are made ready; None: on the processor
                  drawn:Films=None, # diseased films with outlines that somebody drew, see `outlined_films`
                  stays:bool=False, # what is pasted stays near the place where it was found, see `scatter`
+                 painted:tuple|None=None, # the same two of the healthy films, from `paint`: shown in place of what is pasted
                 ):
         self.well, self.ill, self.changes, self.where = films.healthy.film, films.diseased.film, changes, where
-        self.seed, self.drawn, self.stays = seed, drawn, stays
+        self.seed, self.drawn, self.stays, self.painted = seed, drawn, stays, painted
         super().__init__(range(batches * bs), bs=bs, device=device, shuffle=False)
 
     def before_iter(self): self.rng = torch.Generator().manual_seed(self.seed)
@@ -209,8 +210,11 @@ def do_batch(self:Exercises, places, # as many as the batch has films; which one
     draw = lambda array, k: torch.randint(len(array), (k,), generator=self.rng).numpy()
     films, lesions = [], []
     chosen = draw(self.ill, pasted + found)
-    if len(chosen): lesions.append(np.stack([self.changes[chosen].astype(np.float32), self.where[chosen].astype(np.float32)], 1))
-    films += [self.well[draw(self.well, pasted + well)], self.ill[chosen[pasted:]]]
+    sound = draw(self.well, pasted + well)
+    pair = lambda changes, where, rows: np.stack([changes[rows].astype(np.float32), where[rows].astype(np.float32)], 1)
+    if len(chosen): lesions.append(pair(self.changes, self.where, chosen))
+    if self.painted and pasted: lesions[0][:pasted] = pair(*self.painted, sound[:pasted])
+    films += [self.well[sound], self.ill[chosen[pasted:]]]
     if drawn:
         rows = draw(self.drawn, drawn)
         outline = np.asarray(self.drawn.truth[rows], np.float32)
@@ -225,12 +229,34 @@ def after_batch(self:Exercises, batch, # from `do_batch`: films (B,1,H,W) uint8,
     films, lesions = batch
     pasted, well, *_ = self.kinds(len(films))
     films = films.float().div_(255)
-    moved = scatter(lesions[:pasted], self.rng, self.stays) if pasted else lesions[:0]
+    moved = scatter(lesions[:pasted], self.rng, self.stays) if pasted and not self.painted else lesions[:pasted]
     strength = (.6 + .6 * torch.rand(pasted, 1, 1, 1, generator=self.rng)).to(films)
     x = torch.cat([films[:pasted] + strength * moved[:, :1], films[pasted:]])
     y = torch.cat([moved[:, 1:], torch.zeros_like(films[pasted:pasted + well]), lesions[pasted:, 1:]])
     x, y = elsewhere(torch.cat([x, y], 1), self.rng).split(1, 1)
     return developed(x, self.rng), (y > .5).float()
+
+# %% ../nbs/03b_exercises.ipynb #a398cdfe
+@torch.no_grad()
+def paint(way_back:nn.Module, # the generator of a guided cycle that makes healthy films (B,1,H,W) ill where a mask (B,1,H,W) says
+          scorer, # whose counterparts have masks
+          films:Films, # diseased films, and healthy ones
+          where:np.ndarray, # (N,H,W) bool: outlines of the diseased ones
+          near:float=1/32, # see `lesions_of`
+          seed:int=0, # of who lends to whom
+         ) -> tuple[np.ndarray, np.ndarray]: # of the M healthy films: (M,H,W) float16 grey values that were added, -1..1; (M,H,W) bool
+    "Every healthy film made ill where some diseased film is."
+    lenders = np.flatnonzero(where.any((1, 2)))
+    lent = lenders[np.random.default_rng(seed).integers(len(lenders), size=len(films.healthy))]
+    device, changes = next(way_back.parameters()).device, []
+    grey = lambda some: torch.from_numpy(np.ascontiguousarray(some))[:, None].float().to(device)/255
+    for i in range(0, len(lent), 64):
+        x = grey(films.healthy.film[i:i + 64])
+        mask = scorer.counterpart(grey(films.diseased.film[lent[i:i + 64]])).mask
+        changes.append((way_back.eval()(x, mask).film.clamp(0, 1) - x)[:, 0].cpu())
+    changes = torch.cat(changes)
+    return (changes*close_to(where[lent], near) if near else changes).half().numpy(), where[lent]
+
 
 # %% ../nbs/03b_exercises.ipynb #3d427763
 def outline_cost(logits:Tensor, # (B,1,H,W)
@@ -274,6 +300,7 @@ def learn_book(make_pupil:Callable, # () -> `Outliner`
     with learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar(): learn.fit_one_cycle(1, lr)
     return learn.model
 
+# %% ../nbs/03b_exercises.ipynb #c54c2fca
 def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier lesson: the teacher
           films:Films, # with the split train
           steps:int=1500, # of 16 films each
@@ -285,12 +312,14 @@ def teach(scorer, # a `GeneratorScorer`, or the `PupilScorer` of an earlier less
           near:float=1/32, # see `lesions_of`
           blur:float=3/64, # see `lesions_of`
           place:float=.47, # see `lesions_of`
+          way_back:nn.Module|None=None, # of a guided cycle: it paints the pages that are else pasted, see `paint`
          ) -> PupilScorer:
     "Train a pupil on what the teacher's generator found; image-level labels only."
     part = taught_films(films)
     changes, where, overlap = lesions_of(scorer, part, rare, share, near, blur, place)
+    painted = paint(way_back, scorer, part, where, near, seed) if way_back is not None else None
     hand_back() # what looking at the films took
-    book = Exercises(part, changes, where, steps, seed=seed, device=default_device(), stays=overlap > place)
+    book = Exercises(part, changes, where, steps, seed=seed, device=default_device(), stays=overlap > place, painted=painted)
     pupil = learn_book(lambda: Outliner(width), book, device=device)
     return PupilScorer(pupil, getattr(scorer, 'teacher', scorer), scorer.name, overlap)
 

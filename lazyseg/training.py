@@ -44,6 +44,7 @@ class SecondStage:
     blur: float = 1/32  # standard deviation of the Gaussian before a map is outlined, as a share of the film's height
     lessons: int = 1  # how many pupils, each taught by the one before; the first one by the generator
     place: float = 1.  # outlines that overlap by more than this with where the piles differ on average keep to that place; 1: never
+    pages: str = 'pasted'  # how healthy films of the book are made ill: 'pasted', or 'painted' by the way back of a guided cycle
     outlined: int = 0  # above 0, the last pupil is corrected with the outlines of so many training films, which somebody drew
 
 # %% ../nbs/03_training.ipynb #946b6600
@@ -215,6 +216,8 @@ class Translator(nn.Module):
         super().__init__()
         one_of('cycle', m.cycle, ['none', 'full', 'guided'])
         if m.cycle == 'guided' and m.head != 'mask': raise LazysegError("A guided cycle needs the head 'mask'.")
+        if one_of('pages', m.pages, ['pasted', 'painted']) == 'painted' and m.cycle != 'guided':
+            raise LazysegError("Pages are painted by the way back of a guided cycle: with pages 'painted', choose cycle 'guided'.")
         self.m = m
         self.there = Side(m)
         self.back = Side(m, back=True) if m.cycle != 'none' else None
@@ -545,7 +548,7 @@ def fit_method(films, # `Films` with splits train and valid
     with films.set_aside() as lean, learn.no_logging(), nullcontext() if somebody_watches() else learn.no_bar():
         learn.fit(epochs, lr=[m.lr, m.critic_lr], cbs=schedule(m), start_epoch=done)
         scorer = GeneratorScorer(learn.model.generator, m.map, method_name)
-        if steps: scorer = _second_stage(scorer, lean, steps, m, seed, folder, run, device)
+        if steps: scorer = _second_stage(learn.model, scorer, lean, steps, seed, folder, run, device)
         if m.outlined: scorer = _corrected(scorer, lean, drawn, math.ceil(steps/2), m, seed, folder, run, device)
     for net in {scorer.generator, getattr(scorer, 'pupil', scorer.generator)}: round_weights(net)
     earlier = (kept.earlier if kept else 0.) + getattr(scorer, 'earlier', 0.)
@@ -554,9 +557,10 @@ def fit_method(films, # `Films` with splits train and valid
     return scorer
 
 # %% ../nbs/03_training.ipynb #9d51da3a
-def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, folder, run:dict, device) -> PupilScorer:
+def _second_stage(model:Translator, scorer:GeneratorScorer, films, steps:int, seed:int, folder, run:dict, device) -> PupilScorer:
     "`teach` pupil after pupil, from where an earlier call with the same settings and the same exercise book left off in `folder`."
-    kept, started, done, earlier = folder and Path(folder)/'pupil.pt', time.perf_counter(), 0, 0.
+    kept, started, done, earlier, m = folder and Path(folder)/'pupil.pt', time.perf_counter(), 0, 0., model.m
+    way_back = model.back.generator if m.pages == 'painted' else None
     choices = lambda lessons: json.dumps(asdict(m) | run | dict(book=BOOK_VERSION, lessons=lessons, outlined=0)) # those come later
     if kept and kept.exists():
         state, pupil = read_state(kept), Outliner(m.width).to(next(scorer.generator.parameters()).device)
@@ -566,7 +570,7 @@ def _second_stage(scorer:GeneratorScorer, films, steps:int, m:Method, seed:int, 
             scorer, earlier = PupilScorer(pupil, scorer, scorer.name, state.get('overlap')), state.get('seconds', 0.)
     for lesson in range(done, m.lessons):
         how = dict(share=m.share, near=m.near, blur=m.blur, place=m.place) | (BY_A_PUPIL if lesson else {})
-        try: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, **how)
+        try: scorer = teach(scorer, films, steps, m.width, seed=seed, device=device, way_back=way_back, **how)
         except TrainingFailed:
             if not lesson: raise
             print(f"Lesson {lesson + 1} of {m.lessons} is left out: the pupil before marks no more on diseased films than on healthy ones.",
