@@ -498,7 +498,7 @@ def results_table(results:dict, # {method: what `evaluate` gave}
                   floor:str='empty mask', # the row that comes first
                   ceiling=('supervised U-Net',), # the rows that come last
                  ) -> pd.DataFrame:
-    "The table of methods: value and interval as text, the floor first, ceilings last, and how each threshold was chosen."
+    "The table of methods: value and interval as text, the floor first, ceilings last, and how a threshold was chosen (fixed: on no film)."
     ceiling = [ceiling] if isinstance(ceiling, str) else list(ceiling)
     columns = ([c for c in COLUMNS if any(c in r for r in results.values())] if columns is None
                else [one_of('column', c, COLUMNS) for c in columns])
@@ -507,7 +507,8 @@ def results_table(results:dict, # {method: what `evaluate` gave}
     for name in order:
         r = results[name]
         rows[name] = {COLUMNS[c]: as_text(r.get(c), {'paper_accuracy':1, 'marked_healthy':3}.get(c, 2)) for c in columns}
-        rows[name]['threshold'] = r['about']['operating_point']['mode']
+        point = r['about']['operating_point']
+        rows[name]['threshold'] = point['mode'] if point['films'] else 'fixed'
     return pd.DataFrame(rows).T.rename_axis('method')
 
 # %% ../nbs/05_evaluation.ipynb #2a004e3c

@@ -1,5 +1,6 @@
 """Evaluation: against independent implementations, at the corners, and against mistakes that somebody will make."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -337,7 +338,9 @@ class TestTableAndCurves:
                    'empty mask': evaluate(s[0]*0, *s[1:], POINT, n_boot=50)}
         table = results_table(results)
         assert list(table.index) == ['empty mask', 'ours', 'supervised U-Net']
-        assert table.loc['supervised U-Net', 'Dice'] == '1.00 (1.00 to 1.00)' and (table.threshold == 'label-only').all()
+        assert table.loc['supervised U-Net', 'Dice'] == '1.00 (1.00 to 1.00)' and (table.threshold == 'fixed').all()
+        chosen = evaluate(*s, replace(POINT, films=9), n_boot=50)
+        assert results_table({'ours': chosen}).threshold.tolist() == ['label-only']
         assert as_text(dict(value=None, low=None, high=None)) == 'not defined'
         with pytest.raises(LazysegError, match='pixel_ap'): results_table(results, ['accuracy'])
         assert set(results_table(results, ['dice']).columns) == {COLUMNS['dice'], 'threshold'}
