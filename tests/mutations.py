@@ -109,6 +109,9 @@ FAULTS = [
     ('present and absent change places', 'panel', "np.where(probability >= self.high, PRESENT, np.where(probability < self.low, ABSENT, UNSURE))", "np.where(probability >= self.high, ABSENT, np.where(probability < self.low, PRESENT, UNSURE))", L + 'test_every_disease_has_its_bit_and_its_state'),
     # training
     ('a lesion is pasted and its outline mirrored', 'exercises', "y = torch.cat([moved[:, 1:],", "y = torch.cat([moved[:, 1:].flip(-1),", X + 'test_what_is_pasted_lies_under_its_outline'),
+    ('what was painted on one film is shown on another', 'exercises', "pair(*self.painted, sound[:pasted])", "pair(*self.painted, sound[-pasted:])", X + 'test_what_is_painted_stays_on_its_film_and_near_the_outline'),
+    ('what was painted is moved about', 'exercises', "if pasted and not self.painted else", "if pasted else", X + 'test_what_is_painted_stays_on_its_film_and_near_the_outline'),
+    ('films on which nothing was found lend', 'exercises', "lenders = np.flatnonzero(where.any((1, 2)))", "lenders = np.arange(len(where))", X + 'test_what_is_painted_stays_on_its_film_and_near_the_outline'),
     ('lesions are pasted that another film has', 'exercises', "self.ill[chosen[pasted:]]]", "self.ill[chosen[:found]]]", X + 'test_what_is_pasted_lies_under_its_outline'),
     ('weights of another seed are taken for these', 'training', "if not same_choices(state['choices'], self.choices()):", "if False:", N + 'test_a_finished_training_is_not_taken_for_another_seed'),
     ('a kept run of films drawn otherwise is taken', 'runs', "| (films_version(self.disease) if self.source == 'phantom' else {})", "",

@@ -10,7 +10,7 @@ from scipy.ndimage import label
 
 from lazyseg.core import LazysegError
 from lazyseg.data import Films
-from lazyseg.exercises import BOOK_VERSION, Exercises, correct, elsewhere, lesions_of, outlined_films, scatter, teach, usual_place
+from lazyseg.exercises import BOOK_VERSION, Exercises, correct, elsewhere, lesions_of, outlined_films, paint, scatter, teach, usual_place
 from lazyseg.models import MAPS, Counterpart
 
 
@@ -36,6 +36,39 @@ def test_what_is_pasted_lies_under_its_outline():
             wrong = (bright != (y[part] > .5)).float().mean((1, 2, 3))
             assert (area > .03).all() and (highest[part] > .1).all() and (wrong < .35 * area).all(), (area, wrong, highest[part])
     assert not torch.equal(y[0], y[1]), "each lesion lies somewhere else"
+
+
+def test_what_is_painted_stays_on_its_film_and_near_the_outline():
+    "Every healthy film has a grey of its own; the way back lightens all of it, and more where it is told."
+    n, size = 12, 32
+    film = np.repeat(np.arange(2 * n, dtype=np.uint8) * 5, size * size).reshape(2 * n, size, size)
+    where = np.zeros((n, size, size), bool)
+    for i in range(1, n): where[i, 6:14, 2 + i:12 + i] = True # on the first diseased film nothing was found: it lends to nobody
+    table = pd.DataFrame(dict(path=range(2 * n), patient=range(2 * n), diseased=np.arange(2 * n) >= n, split="train"))
+    films = Films(film=film, table=table)
+    class Back(torch.nn.Module):
+        def __init__(self): super().__init__(); self.own = torch.nn.Parameter(torch.tensor(.1))
+        def forward(self, x, mask): return Counterpart(x + self.own + .3 * mask + x) # another change on every film
+    class Teacher: # which finds what is there: the masks of diseased films are told apart by their grey
+        def counterpart(self, x):
+            rows = (x[:, 0, 0, 0] * 255 / 5).round().long() - n
+            return Counterpart(x, mask=torch.from_numpy(where)[rows][:, None].float())
+    changes, lent = paint(Back(), Teacher(), films, where, near=1 / 16)
+    assert changes.shape == lent.shape == (n, size, size) and lent.any((1, 2)).all()
+    for i in range(n): assert np.allclose(changes[i][lent[i]], .4 + i * 5 / 255, atol=2e-3), "on its film, by the lender's mask"
+    assert not changes[:, 28:].any(), "nothing far off"
+    assert np.array_equal(paint(Back(), Teacher(), films, where, seed=0)[1], lent) and not np.array_equal(paint(Back(), Teacher(), films, where, seed=1)[1], lent)
+    book = Exercises(films, np.ones_like(changes), where, batches=1, seed=2, device="cpu", painted=(changes, lent))
+    book.before_iter()
+    pages, lesions = book.do_batch(range(16))
+    rows = (pages[:8, 0, 0, 0] // 5).long().numpy()
+    assert len(set(rows)) > 3 and np.array_equal(lesions[:8, 0].numpy(), changes[rows].astype(np.float32)) and np.array_equal(lesions[:8, 1].numpy(), lent[rows])
+    found = (pages[12:, 0, 0, 0] // 5).long().numpy() - n
+    assert np.array_equal(lesions[8:, 1].numpy(), where[found]), "diseased films keep what was found on them"
+    flat = replace(films, film=np.full_like(film, 60))
+    x, y = next(iter(Exercises(flat, changes, where, batches=1, seed=2, device="cpu", painted=(np.ones_like(changes), np.broadcast_to(np.arange(size) < 16, lent.shape)))))
+    left, right = y[:8, 0, 8:24, :10].mean(), y[:8, 0, 8:24, 22:].mean()
+    assert left > .8 and right < .05, "no page is mirrored or moved away"
 
 
 class Knows:
