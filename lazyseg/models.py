@@ -232,7 +232,7 @@ HEADS = ('plain', 'additive', 'mask', 'warp', 'move')
 
 class Counterpart(NamedTuple):
     "What a generator gives back for films (B, 1, H, W)."
-    film: Tensor  # (B, 1, H, W), the healthy counterpart; 0..1 for a plain head, may leave it by a little for the others
+    film: Tensor  # (B, 1, H, W), the healthy counterpart; 0..1 for the heads plain and move; the others may leave it, from -1 to 2 at most
     mask: Tensor|None = None  # (B, 1, H, W), 0..1, where the film was changed
     delta: Tensor|None = None  # (B, 1, H, W), -1..1, what was added there
     flow: Tensor|None = None  # (B, 2, H, W), displacement (x, y) in pixels, where tissue was moved

@@ -38,7 +38,7 @@ from .scale import device_profile
 @dataclass(frozen=True)
 class SecondStage:
     "The choices of the second stage."
-    exercises: float = .5  # its steps, as a share of the first stage's; 0: no second stage
+    exercises: float = .5  # steps of one lesson, as a share of the first stage's; 0: no second stage
     share: float = .4  # a lesion of the exercise book ends at this share of its film's peak
     near: float = 0.  # above 0, nothing is pasted farther than this and a pixel from a lesion's outline, as a share of the film's height
     blur: float = 1/32  # standard deviation of the Gaussian before a map is outlined, as a share of the film's height
