@@ -238,7 +238,7 @@ def after_batch(self:Exercises, batch, # from `do_batch`: films (B,1,H,W) uint8,
 
 # %% ../nbs/03b_exercises.ipynb #a398cdfe
 @torch.no_grad()
-def paint(way_back:nn.Module, # the generator of a guided cycle that makes healthy films (B,1,H,W) ill where a mask (B,1,H,W) says
+def paint(generator:nn.Module, # the way back of a guided cycle: makes healthy films (B,1,H,W) ill where a mask (B,1,H,W) says
           scorer, # whose counterparts have masks
           films:Films, # diseased films, and healthy ones
           where:np.ndarray, # (N,H,W) bool: outlines of the diseased ones
@@ -248,12 +248,12 @@ def paint(way_back:nn.Module, # the generator of a guided cycle that makes healt
     "Every healthy film made ill where some diseased film is."
     lenders = np.flatnonzero(where.any((1, 2)))
     lent = lenders[np.random.default_rng(seed).integers(len(lenders), size=len(films.healthy))]
-    device, changes = next(way_back.parameters()).device, []
+    device, changes = next(generator.parameters()).device, []
     grey = lambda some: torch.from_numpy(np.ascontiguousarray(some))[:, None].float().to(device)/255
     for i in range(0, len(lent), 64):
         x = grey(films.healthy.film[i:i + 64])
         mask = scorer.counterpart(grey(films.diseased.film[lent[i:i + 64]])).mask
-        changes.append((way_back.eval()(x, mask).film.clamp(0, 1) - x)[:, 0].cpu())
+        changes.append((generator.eval()(x, mask).film.clamp(0, 1) - x)[:, 0].cpu())
     changes = torch.cat(changes)
     return (changes*close_to(where[lent], near) if near else changes).half().numpy(), where[lent]
 
